@@ -1,0 +1,281 @@
+//! Values that change over a run: learning rates and momenta.
+
+use occlude_settings::{ConfigError, Ruler, Span, require};
+use serde::{Deserialize, Serialize};
+
+/// How a schedule goes on after its warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decay {
+    /// Half a cosine wave from `base` to `final`.
+    Cosine,
+    /// A straight line from `base` to `final`.
+    Linear,
+    /// `base` to the end.
+    Constant,
+}
+
+/// A schedule as written in a file. The defaults are CAPI's learning rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScheduleConfig {
+    /// Value at the first step of the warm-up.
+    pub start: f64,
+    /// Value at the last step of the warm-up and at the first one after it.
+    pub base: f64,
+    /// Value the decay aims at, and the value beyond the end.
+    #[serde(rename = "final")]
+    pub end: f64,
+    /// Length of the straight line from `start` to `base`.
+    pub warmup: Span,
+    /// Length of a part before the warm-up where the value is 0.
+    pub freeze: Span,
+    /// Share of the decay that is run; the rest is cut off, so that a cosine with 0.8 ends near 0.0955 of `base`.
+    pub truncate: f64,
+    /// What follows the warm-up.
+    pub decay: Decay,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self::learning_rate(1e-3)
+    }
+}
+
+impl ScheduleConfig {
+    /// A learning rate that rises from 0 to `base` over a tenth of the run, then follows a truncated cosine.
+    #[must_use]
+    pub fn learning_rate(base: f64) -> Self {
+        Self {
+            start: 0.0,
+            base,
+            end: 0.0,
+            warmup: Span::Percent(10.0),
+            freeze: Span::Steps(0),
+            truncate: 0.8,
+            decay: Decay::Cosine,
+        }
+    }
+
+    /// A teacher momentum that falls from 1 to `base` over a tenth of the run, then rises again towards 1.
+    #[must_use]
+    pub fn momentum(base: f64) -> Self {
+        Self { start: 1.0, end: 1.0, ..Self::learning_rate(base) }
+    }
+
+    /// The schedule of a run of `ruler.total_steps` steps.
+    ///
+    /// # Errors
+    /// A value that is not finite, a truncation outside (0, 1], a length that does not fit its unit, or a freeze and
+    /// warm-up that are together longer than the run.
+    pub fn check(&self, ruler: Ruler) -> Result<Schedule, ConfigError> {
+        for (field, value) in [("start", self.start), ("base", self.base), ("final", self.end)] {
+            require(field, value, "must be a finite number", |v| v.is_finite())?;
+        }
+        require("truncate", self.truncate, "must be above 0 and at most 1", |t| *t > 0.0 && *t <= 1.0)?;
+        let freeze = self.freeze.steps("freeze", ruler)?;
+        let warmup = self.warmup.steps("warmup", ruler)?;
+        let total = ruler.total_steps;
+        let allowed = format!("steps and a freeze of {freeze} steps must fit into the run of {total} steps");
+        require("warmup", warmup, &allowed, |w| freeze.saturating_add(*w) <= total)?;
+        let Self { start, base, end, truncate, decay, .. } = *self;
+        Ok(Schedule { start, base, end, freeze, warmup, total, truncate, decay, closed: false })
+    }
+}
+
+/// A checked schedule: one value for each step of a run, in f64. Kept as a formula; its values are those of the tables
+/// of the public code.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    start: f64,
+    base: f64,
+    end: f64,
+    freeze: u64,
+    warmup: u64,
+    total: u64,
+    truncate: f64,
+    decay: Decay,
+    /// Whether the decay reaches its end at the last step, and not one step after it.
+    closed: bool,
+}
+
+impl Schedule {
+    /// The same value at every step.
+    #[must_use]
+    pub fn constant(value: f64) -> Self {
+        Self { decay: Decay::Constant, ..Self::closed(value, value, value, 0, u64::MAX) }
+    }
+
+    /// A straight line from `from` at step 0 to `to` at step `steps - 1`; `to` from there on.
+    #[must_use]
+    pub fn linear(from: f64, to: f64, steps: u64) -> Self {
+        Self { decay: Decay::Linear, ..Self::closed(from, from, to, 0, steps) }
+    }
+
+    /// A straight line from 0 to `base` over `warmup` steps, then half a cosine to 0 at step `total - 1`, both with their
+    /// ends: the schedule of CAPI's linear and attentive probes.
+    #[must_use]
+    pub fn warmup_cosine(base: f64, warmup: u64, total: u64) -> Self {
+        Self::closed(0.0, base, 0.0, warmup, total)
+    }
+
+    fn closed(start: f64, base: f64, end: f64, warmup: u64, total: u64) -> Self {
+        Self { start, base, end, freeze: 0, warmup, total, truncate: 1.0, decay: Decay::Cosine, closed: true }
+    }
+
+    /// The value at `step` (0-based); beyond the end, the final value.
+    #[must_use]
+    pub fn at(&self, step: u64) -> f64 {
+        if self.decay == Decay::Constant && step >= self.freeze.saturating_add(self.warmup) {
+            return self.base;
+        }
+        if step >= self.total {
+            return self.end;
+        }
+        if step < self.freeze {
+            return 0.0;
+        }
+        let step = step - self.freeze;
+        if step < self.warmup {
+            return line(self.start, self.base, step, self.warmup - 1);
+        }
+        let length = self.total - self.freeze - self.warmup;
+        let last = if self.closed { length - 1 } else { length };
+        self.decayed(share(step - self.warmup, last))
+    }
+
+    /// The value after this share of the decay.
+    fn decayed(&self, share: f64) -> f64 {
+        let part = self.truncate * share;
+        match self.decay {
+            Decay::Constant => self.base,
+            Decay::Linear => self.base + (self.end - self.base) * part,
+            Decay::Cosine => self.end + 0.5 * (self.base - self.end) * (1.0 + (std::f64::consts::PI * part).cos()),
+        }
+    }
+}
+
+/// `i` of `last`; 0 where there is one value only.
+fn share(i: u64, last: u64) -> f64 {
+    if last == 0 { 0.0 } else { i as f64 / last as f64 }
+}
+
+/// Value `i` of a straight line whose value 0 is `from` and whose value `last` is exactly `to`.
+fn line(from: f64, to: f64, i: u64, last: u64) -> f64 {
+    if i == last && last > 0 { to } else { from + (to - from) * share(i, last) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Decay, Schedule, ScheduleConfig};
+    use occlude_golden::set;
+    use occlude_settings::{Ruler, Span};
+    use serde_json::Value;
+
+    fn ruler(total_steps: u64) -> Ruler {
+        Ruler { steps_per_epoch: 10.0, total_steps }
+    }
+
+    /// The schedule with the arguments of the reference.
+    fn from_arguments(arguments: &Value) -> Schedule {
+        let number = |name: &str, default: f64| arguments.get(name).map_or(default, |v| v.as_f64().unwrap());
+        let steps = |name: &str| Span::Steps(arguments.get(name).map_or(0, |v| v.as_u64().unwrap()));
+        let config = ScheduleConfig {
+            start: number("start_warmup_value", 0.0),
+            base: number("base_value", f64::NAN),
+            end: number("final_value", f64::NAN),
+            warmup: steps("warmup_iters"),
+            freeze: steps("freeze_iters"),
+            truncate: number("truncate_cos", 1.0),
+            decay: Decay::Cosine,
+        };
+        config.check(ruler(arguments["total_iters"].as_u64().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn golden_capi_schedules() {
+        let (Some(tables), Some(config)) = (set("capi").tensors("schedules"), set("capi").config()) else { return };
+        let mut schedules: Vec<(String, Schedule)> = config["schedules_file_arguments"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(name, arguments)| (name.clone(), from_arguments(arguments)))
+            .collect();
+        assert!(!schedules.is_empty());
+        if let Some(steps) = tables.get("probe_lr_factor.steps") {
+            // The probes' schedule has no arguments there: a tenth of warm-up, and its last step is listed.
+            let total = *steps.to_vec1::<i64>().unwrap().last().unwrap() as u64 + 1;
+            schedules.push(("probe_lr_factor".into(), Schedule::warmup_cosine(1.0, total / 10, total)));
+        }
+        for (name, schedule) in schedules {
+            let steps: Vec<i64> = tables[&format!("{name}.steps")].to_vec1().unwrap();
+            let values: Vec<f64> = tables[&format!("{name}.values")].to_vec1().unwrap();
+            let scale = values.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
+            for (step, value) in steps.iter().zip(values) {
+                let got = schedule.at(*step as u64);
+                assert!((got - value).abs() <= 1e-12 * scale, "{name} at {step}: {got} against {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn ends_of_every_part_are_exact() {
+        let config = ScheduleConfig { warmup: Span::Steps(4), freeze: Span::Steps(2), ..ScheduleConfig::default() };
+        let schedule = config.check(ruler(30)).unwrap();
+        let values: Vec<f64> = [0, 1, 2, 5, 6, 30, 1_000].into_iter().map(|step| schedule.at(step)).collect();
+        assert_eq!(values, [0.0, 0.0, 0.0, 1e-3, 1e-3, 0.0, 0.0]);
+        let momentum = ScheduleConfig::momentum(0.99).check(ruler(40)).unwrap();
+        assert_eq!([0, 3, 4, 40].map(|step| momentum.at(step)), [1.0, 0.99, 0.99, 1.0]);
+    }
+
+    #[test]
+    fn lines_and_constants() {
+        let line = Schedule::linear(1.0, 3.0, 5);
+        assert_eq!([0, 1, 2, 4, 5, 99].map(|step| line.at(step)), [1.0, 1.5, 2.0, 3.0, 3.0, 3.0]);
+        let constant = Schedule::constant(0.7);
+        assert_eq!([0, 1, u64::MAX].map(|step| constant.at(step)), [0.7; 3]);
+        let warmed = ScheduleConfig { decay: Decay::Constant, base: 2.0, ..ScheduleConfig::default() };
+        let warmed = warmed.check(ruler(20)).unwrap();
+        assert_eq!([0, 1, 2, 19, 50].map(|step| warmed.at(step)), [0.0, 2.0, 2.0, 2.0, 2.0]);
+        let falling = ScheduleConfig {
+            decay: Decay::Linear,
+            base: 2.0,
+            warmup: Span::Steps(0),
+            truncate: 1.0,
+            ..ScheduleConfig::default()
+        };
+        let falling = falling.check(ruler(4)).unwrap();
+        assert_eq!([0, 1, 2, 3, 4].map(|step| falling.at(step)), [2.0, 1.5, 1.0, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn degenerate_lengths_stay_finite() {
+        for (warmup, total) in [(0, 1), (1, 1), (1, 2), (2, 2), (0, 0)] {
+            let config = ScheduleConfig { warmup: Span::Steps(warmup), ..ScheduleConfig::default() };
+            let schedule = config.check(ruler(total)).unwrap();
+            let probe = Schedule::warmup_cosine(1.0, warmup, total);
+            assert!((0..4).all(|step| schedule.at(step).is_finite() && probe.at(step).is_finite()));
+        }
+    }
+
+    #[test]
+    fn settings_are_refused_by_name() {
+        let refused = |config: ScheduleConfig| config.check(ruler(100)).unwrap_err().to_string();
+        let base = ScheduleConfig::default;
+        assert_eq!(
+            refused(ScheduleConfig { warmup: Span::Steps(90), freeze: Span::Steps(20), ..base() }),
+            "warmup = 90: steps and a freeze of 20 steps must fit into the run of 100 steps"
+        );
+        assert!(refused(ScheduleConfig { end: f64::INFINITY, ..base() }).starts_with("final = inf"));
+        assert!(refused(ScheduleConfig { truncate: f64::NAN, ..base() }).starts_with("truncate = NaN"));
+        assert!(refused(ScheduleConfig { warmup: Span::Percent(120.0), ..base() }).starts_with("warmup.percent"));
+    }
+
+    #[test]
+    fn a_file_writes_final_and_refuses_unknown_keys() {
+        let read = |text: &str| serde_json::from_str::<ScheduleConfig>(text);
+        let config = read(r#"{"base": 0.5, "final": 0.25, "warmup": {"steps": 3}}"#).unwrap();
+        assert_eq!((config.base, config.end, config.warmup), (0.5, 0.25, Span::Steps(3)));
+        assert!(read(r#"{"peak": 0.5}"#).is_err());
+    }
+}
