@@ -1,4 +1,6 @@
 //! What holds of every mask and every batch, on any grid and at any ratio.
+// clippy.toml frees test functions; helpers beside them need it said.
+#![allow(clippy::unwrap_used)]
 
 use occlude_masking::{
     BatchMask, Grid, Mask, MaskError, Masker, MaskerConfig, MaskerKind, hidden_count, predict_count,

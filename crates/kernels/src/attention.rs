@@ -1,0 +1,418 @@
+//! Softmax attention over heads, with visibility.
+
+use crate::cpu::{self, Real, SharedRows, Values, by_dtype};
+use crate::heads::{Rows, Scratch, Sizes, backward, forward};
+use crate::{Error, Result, input, reference};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
+use std::sync::OnceLock;
+
+/// How two ranks compare for a key to be visible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RankRule {
+    /// A query sees keys whose rank is at most its own.
+    AtMost,
+    /// A query sees keys whose rank is below its own.
+    Below,
+}
+
+/// Which keys a query may see. A query that sees nothing has the output 0.
+#[derive(Clone, Debug)]
+pub enum Visibility {
+    /// All of them.
+    All,
+    /// Where the u8 tensor, [nq, nk] or [batch, nq, nk], is not 0.
+    Mask(Tensor),
+    /// By rank, as in autoregression over groups. Each list has one entry per token, for all images alike, or
+    /// one per token of every image, image by image.
+    Ranks {
+        /// Ranks of the queries: nq or batch * nq.
+        queries: Vec<u32>,
+        /// Ranks of the keys: nk or batch * nk.
+        keys: Vec<u32>,
+        /// How they compare.
+        rule: RankRule,
+    },
+}
+
+/// Which pairs are visible, one byte each. Images may share one table.
+#[derive(Clone, Debug)]
+pub(crate) struct Pairs {
+    /// [images, nq, nk].
+    pub(crate) visible: Vec<u8>,
+    /// The batch, or 1 where all images share the table.
+    pub(crate) images: usize,
+}
+
+impl Pairs {
+    /// The table of an image, [nq, nk].
+    fn of(&self, image: usize) -> &[u8] {
+        let size = self.visible.len() / self.images;
+        &self.visible[if self.images == 1 { 0 } else { image * size }..][..size]
+    }
+}
+
+impl Visibility {
+    /// The table of pairs; nothing where all is visible. The shapes were checked.
+    pub(crate) fn pairs(&self, nq: usize, nk: usize) -> Result<Option<Pairs>> {
+        match self {
+            Self::All => Ok(None),
+            Self::Mask(mask) => {
+                let images = if mask.rank() == 3 { mask.dim(0)? } else { 1 };
+                let visible = mask.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+                Ok(Some(Pairs { visible, images }))
+            }
+            Self::Ranks { queries, keys, rule } => {
+                let images = (queries.len() / nq.max(1)).max(keys.len() / nk.max(1)).max(1);
+                let mut visible = Vec::with_capacity(images * nq * nk);
+                for image in 0..images {
+                    let keys = &keys[if keys.len() == nk { 0 } else { image * nk }..][..nk];
+                    for query in &queries[if queries.len() == nq { 0 } else { image * nq }..][..nq] {
+                        visible.extend(keys.iter().map(|key| u8::from(rule.sees(*query, *key))));
+                    }
+                }
+                Ok(Some(Pairs { visible, images }))
+            }
+        }
+    }
+
+    fn check(&self, batch: usize, nq: usize, nk: usize) -> Result<()> {
+        match self {
+            Self::All => Ok(()),
+            Self::Mask(mask) if mask.dtype() != DType::U8 => {
+                Err(Error::Dtype { op: OP, expected: "U8 for the mask", got: mask.dtype() })
+            }
+            Self::Mask(mask) if mask.dims() == [nq, nk] || mask.dims() == [batch, nq, nk] => Ok(()),
+            Self::Mask(mask) => {
+                Err(Error::shape(OP, format!("a mask [{nq}, {nk}] or [{batch}, {nq}, {nk}]"), mask.dims()))
+            }
+            Self::Ranks { queries, keys, .. } => {
+                check_ranks("queries", queries.len(), batch, nq)?;
+                check_ranks("keys", keys.len(), batch, nk)
+            }
+        }
+    }
+}
+
+impl RankRule {
+    fn sees(self, query: u32, key: u32) -> bool {
+        match self {
+            Self::AtMost => key <= query,
+            Self::Below => key < query,
+        }
+    }
+}
+
+const OP: &str = "attention";
+
+fn check_ranks(what: &str, len: usize, batch: usize, tokens: usize) -> Result<()> {
+    if len == tokens || len == batch * tokens {
+        return Ok(());
+    }
+    Err(Error::argument(OP, format!("{len} ranks of {what}: must be {tokens} or {batch} * {tokens}")))
+}
+
+/// `softmax(q k^T / sqrt(head_size)) v` per head over the visible keys. q: [batch, nq, heads * head_size], k and v:
+/// [batch, nk, heads * head_size] -> [batch, nq, heads * head_size]. Heads are contiguous groups of channels.
+///
+/// # Errors
+/// Shapes that do not fit, unequal dtypes, or a dtype that is not f32 or f64.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, visibility: &Visibility) -> Result<Tensor> {
+    check(q, k, v, heads, visibility)?;
+    if !cpu::on_cpu(q) {
+        return reference::attention(q, k, v, heads, visibility);
+    }
+    let (nq, nk) = (q.dim(1)?, k.dim(1)?);
+    let sizes = Sizes { batch: q.dim(0)?, nq, nk, heads, size: q.dim(2)? / heads };
+    let op = Attention { sizes, pairs: visibility.pairs(nq, nk)?, log_sums: OnceLock::new() };
+    Ok(q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)?)
+}
+
+fn check(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, visibility: &Visibility) -> Result<()> {
+    input::same_float(OP, q, k)?;
+    input::same_float(OP, q, v)?;
+    let [batch, nq, dim] = *q.dims() else { return Err(Error::shape(OP, "q of shape [batch, nq, dim]", q.dims())) };
+    if heads == 0 || !dim.is_multiple_of(heads) {
+        return Err(Error::argument(OP, format!("{heads} heads do not divide the {dim} channels of q")));
+    }
+    let [_, nk, _] = *k.dims() else { return Err(Error::shape(OP, "k of shape [batch, nk, dim]", k.dims())) };
+    input::shape(OP, "k", k, &[batch, nk, dim])?;
+    input::shape(OP, "v", v, &[batch, nk, dim])?;
+    visibility.check(batch, nq, nk)
+}
+
+/// Keeps the logarithm of each row's softmax denominator; the probabilities are computed anew in the backward pass.
+struct Attention {
+    sizes: Sizes,
+    pairs: Option<Pairs>,
+    /// [batch, heads, nq], in the dtype of the inputs.
+    log_sums: OnceLock<Tensor>,
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        by_dtype!(OP, cpu::dtype(q), T => {
+            let inputs = [cpu::slice::<T>(q, q_layout)?, cpu::slice(k, k_layout)?, cpu::slice(v, v_layout)?];
+            let (out, log_sums) = all_forward(inputs, self.sizes, self.pairs.as_ref());
+            // A second forward pass of one instance does not happen; if it did, it would give the same sums.
+            let _ = self.log_sums.set(cpu::tensor(log_sums, (self.sizes.batch, self.sizes.heads, self.sizes.nq))?);
+            Ok((cpu::storage(out), q_layout.shape().clone()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let gradient = gradient.contiguous()?;
+        let log_sums = self.log_sums.get().ok_or_else(|| Error::argument(OP, "backward before forward"))?;
+        by_dtype!(OP, q.dtype(), T => {
+            let tensors = [q, k, v, &gradient, log_sums];
+            let [q_values, k_values, v_values, gradient, log_sums] = tensors.map(Values::<T>::of);
+            let inputs = [&*q_values?, &*k_values?, &*v_values?];
+            let [dq, dk, dv] = all_backward(inputs, &gradient?, &log_sums?, self.sizes, self.pairs.as_ref());
+            Ok((Some(cpu::tensor(dq, q.shape())?), Some(cpu::tensor(dk, k.shape())?), Some(cpu::tensor(dv, v.shape())?)))
+        })
+    }
+}
+
+/// One head of one image.
+fn head<T: Real>(values: &[T], sizes: Sizes, tokens: usize, index: usize) -> Rows<'_, T> {
+    let (image, head) = (index / sizes.heads, index % sizes.heads);
+    Rows { values: &values[image * tokens * sizes.dim() + head * sizes.size..], stride: sizes.dim() }
+}
+
+/// Writes the rows of one head to its place in all of them. `from`: rows of `step` elements.
+fn store<T: Real>(to: &SharedRows<'_, T>, sizes: Sizes, tokens: usize, index: usize, from: &[T], step: usize) {
+    let (image, head) = (index / sizes.heads, index % sizes.heads);
+    for token in 0..tokens {
+        let offset = (image * tokens + token) * sizes.dim() + head * sizes.size;
+        // SAFETY: each head of each image is one index and writes its own channels of its own tokens alone.
+        #[allow(unsafe_code)]
+        unsafe {
+            to.write(offset, &from[token * step..][..sizes.size]);
+        }
+    }
+}
+
+/// The output and the log-sums of all heads of all images.
+fn all_forward<T: Real>(inputs: [&[T]; 3], sizes: Sizes, pairs: Option<&Pairs>) -> (Vec<T>, Vec<T>) {
+    let Sizes { batch, nq, nk, heads, size } = sizes;
+    let (mut out, mut log_sums) = (vec![T::zero(); inputs[0].len()], vec![T::zero(); batch * heads * nq]);
+    if size == 0 {
+        return (out, log_sums);
+    }
+    let (out_rows, log_rows) = (SharedRows::new(&mut out), SharedRows::new(&mut log_sums));
+    let scratch = || Scratch::forward(sizes);
+    cpu::for_each_index(batch * heads, sizes.work(), scratch, |scratch, index| {
+        let (q, k, v) =
+            (head(inputs[0], sizes, nq, index), head(inputs[1], sizes, nk, index), head(inputs[2], sizes, nk, index));
+        forward(scratch, sizes, q, k, v, pairs.map(|pairs| pairs.of(index / heads)));
+        store(&out_rows, sizes, nq, index, &scratch.out, scratch.row);
+        // SAFETY: each index has its own row of log-sums.
+        #[allow(unsafe_code)]
+        unsafe {
+            log_rows.write(index * nq, &scratch.log_sums);
+        }
+    });
+    (out, log_sums)
+}
+
+/// The gradients of queries, keys and values of all heads of all images.
+fn all_backward<T: Real>(
+    inputs: [&[T]; 3],
+    gradient: &[T],
+    log_sums: &[T],
+    sizes: Sizes,
+    pairs: Option<&Pairs>,
+) -> [Vec<T>; 3] {
+    let Sizes { batch, nq, nk, heads, size } = sizes;
+    let mut gradients = inputs.map(|input| vec![T::zero(); input.len()]);
+    if size == 0 {
+        return gradients;
+    }
+    let [dq, dk, dv] = &mut gradients;
+    let (dq, dk, dv) = (SharedRows::new(dq), SharedRows::new(dk), SharedRows::new(dv));
+    let scratch = || Scratch::backward(sizes);
+    cpu::for_each_index(batch * heads, 3 * sizes.work(), scratch, |scratch, index| {
+        let (q, k, v) =
+            (head(inputs[0], sizes, nq, index), head(inputs[1], sizes, nk, index), head(inputs[2], sizes, nk, index));
+        let visible = pairs.map(|pairs| pairs.of(index / heads));
+        let log_sums = &log_sums[index * nq..][..nq];
+        backward(scratch, sizes, q, k, v, head(gradient, sizes, nq, index), log_sums, visible);
+        store(&dq, sizes, nq, index, &scratch.out, scratch.row);
+        store(&dk, sizes, nk, index, &scratch.keys_gradient, scratch.row);
+        store(&dv, sizes, nk, index, &scratch.values_gradient, scratch.row);
+    });
+    gradients
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RankRule, Visibility, attention};
+    use crate::check::{check_op, output_and_gradients, same, same_for_any_threads, sample};
+    use crate::{Result, reference};
+    use candle_core::{DType, Device, Tensor};
+
+    /// batch, nq, nk, heads, size.
+    type Case = (usize, usize, usize, usize, usize);
+
+    fn inputs((batch, nq, nk, heads, size): Case) -> Vec<Tensor> {
+        let tokens = |seed, n| (sample(seed, (batch, n, heads * size)).unwrap() * 2.0).unwrap();
+        vec![tokens(1, nq), tokens(2, nk), tokens(3, nk)]
+    }
+
+    fn judge(case: Case, visibility: &Visibility) {
+        check_op(
+            &inputs(case),
+            |v| attention(&v[0], &v[1], &v[2], case.3, visibility),
+            |v| reference::attention(&v[0], &v[1], &v[2], case.3, visibility),
+        )
+        .unwrap();
+    }
+
+    /// Some pairs of [batch, nq, nk], with one query that sees nothing.
+    fn mask(batch: usize, nq: usize, nk: usize) -> Tensor {
+        let visible = (0..batch * nq * nk).map(|i| u8::from(i / nk != 1 && (i * i + i / 3) % 3 != 0)).collect();
+        Tensor::from_vec(visible, (batch, nq, nk), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn matches_its_reference_and_its_gradient() {
+        for case in [(2, 3, 3, 2, 4), (1, 5, 2, 1, 3), (2, 1, 7, 3, 1), (1, 9, 13, 1, 6)] {
+            judge(case, &Visibility::All);
+        }
+    }
+
+    #[test]
+    fn masks_of_all_forms_match_their_reference_and_gradient() {
+        let (batch, nq, nk) = (2, 3, 4);
+        let each = mask(batch, nq, nk);
+        let shared = each.get(1).unwrap();
+        let ranks = |queries: Vec<u32>, keys: Vec<u32>, rule| Visibility::Ranks { queries, keys, rule };
+        for visibility in [
+            Visibility::Mask(each),
+            Visibility::Mask(shared),
+            ranks(vec![0, 2, 1], vec![0, 1, 1, 2], RankRule::AtMost),
+            ranks(vec![0, 2, 1, 1, 1, 3], vec![0, 1, 1, 2], RankRule::Below),
+            ranks(vec![0, 2, 1, 1, 1, 3], vec![0, 1, 1, 2, 2, 1, 0, 0], RankRule::AtMost),
+        ] {
+            judge((batch, nq, nk, 2, 3), &visibility);
+        }
+    }
+
+    #[test]
+    fn sizes_across_blocks_and_tiles_match() {
+        for (case, masked) in [
+            ((2, 20, 20, 4, 32), false),
+            ((1, 131, 150, 2, 40), true),
+            ((3, 64, 17, 1, 16), true),
+            ((2, 70, 65, 1, 7), false),
+        ] {
+            let (batch, nq, nk, heads, _) = case;
+            let visibility = if masked { Visibility::Mask(mask(batch, nq, nk)) } else { Visibility::All };
+            for (dtype, tolerance) in [(DType::F32, crate::check::F32), (DType::F64, crate::check::F64)] {
+                let run = |f: fn(&Tensor, &Tensor, &Tensor, usize, &Visibility) -> Result<Tensor>| {
+                    let run = |v: &[Tensor]| f(&v[0], &v[1], &v[2], heads, &visibility);
+                    output_and_gradients(&inputs(case), dtype, run).unwrap()
+                };
+                for (got, expected) in run(attention).iter().zip(&run(reference::attention)) {
+                    same(&format!("{case:?}"), got, expected, tolerance).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ranks_are_the_mask_they_describe() {
+        let case = (2, 3, 3, 1, 4);
+        let run = |visibility| {
+            let inputs = inputs(case);
+            let y = attention(&inputs[0], &inputs[1], &inputs[2], 1, &visibility).unwrap();
+            y.flatten_all().unwrap().to_vec1::<f64>().unwrap()
+        };
+        let ranks = |rule| run(Visibility::Ranks { queries: vec![0, 1, 2], keys: vec![0, 1, 2], rule });
+        let mask = |rows: &[[u8; 3]; 3]| run(Visibility::Mask(Tensor::new(rows, &Device::Cpu).unwrap()));
+        assert_eq!(ranks(RankRule::AtMost), mask(&[[1, 0, 0], [1, 1, 0], [1, 1, 1]]));
+        assert_eq!(ranks(RankRule::Below), mask(&[[0, 0, 0], [1, 0, 0], [1, 1, 0]]));
+    }
+
+    #[test]
+    fn a_query_that_sees_nothing_gives_zero_and_takes_no_gradient() {
+        let case = (1, 2, 3, 1, 2);
+        let rows = Tensor::new(&[[0_u8, 0, 0], [1, 1, 0]], &Device::Cpu).unwrap();
+        let run = |v: &[Tensor]| attention(&v[0], &v[1], &v[2], 1, &Visibility::Mask(rows.clone()));
+        let all = output_and_gradients(&inputs(case), DType::F32, run).unwrap();
+        let rows = |i: usize| all[i].get(0).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(rows(0)[0], [0.0; 2]);
+        assert_eq!(rows(1)[0], [0.0; 2]);
+        assert_eq!(rows(3)[2], [0.0; 2], "a key that nobody sees");
+        assert!(all.iter().all(|t| t.sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite()));
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow_and_nan_stays_in_its_image_and_head() {
+        let scores = |first: f32| {
+            let q = Tensor::from_vec(vec![first, 1.0, 500.0, 1.0], (2, 1, 2), &Device::Cpu).unwrap();
+            let k =
+                Tensor::from_vec(vec![300_f32, 1.0, 2.0, 3.0, 300.0, 1.0, 2.0, 3.0], (2, 2, 2), &Device::Cpu).unwrap();
+            let y = attention(&q, &k, &k, 2, &Visibility::All).unwrap();
+            y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert!(scores(500.0).iter().all(|value| value.is_finite()));
+        let nan: Vec<bool> = scores(f32::NAN).iter().map(|value| value.is_nan()).collect();
+        assert_eq!(nan, [true, false, false, false]);
+    }
+
+    #[test]
+    fn nothing_in_gives_nothing_or_zeros_out() {
+        let run = |case: Case| {
+            let run = |v: &[Tensor]| attention(&v[0], &v[1], &v[2], case.3, &Visibility::All);
+            output_and_gradients(&inputs(case), DType::F32, run).unwrap()
+        };
+        assert_eq!(run((0, 3, 3, 1, 4))[0].dims(), [0, 3, 4]);
+        assert_eq!(run((2, 0, 3, 1, 4))[0].dims(), [2, 0, 4]);
+        assert_eq!(run((1, 2, 0, 1, 4))[0].to_vec3::<f32>().unwrap(), vec![vec![vec![0.0; 4]; 2]]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_by_name() {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let (q, k) = (zeros(&[2, 3, 4]), zeros(&[2, 5, 4]));
+        let refusal = |k: &Tensor, v: &Tensor, heads, visibility: &Visibility| {
+            attention(&q, k, v, heads, visibility).unwrap_err().to_string()
+        };
+        assert!(refusal(&k, &k, 3, &Visibility::All).contains("3 heads do not divide the 4 channels"));
+        assert!(refusal(&k, &k, 0, &Visibility::All).contains("0 heads"));
+        assert!(refusal(&k, &zeros(&[2, 4, 4]), 2, &Visibility::All).contains("expected v of shape [2, 5, 4]"));
+        assert!(refusal(&zeros(&[1, 5, 4]), &k, 2, &Visibility::All).contains("expected k of shape [2, 5, 4]"));
+        assert!(refusal(&k, &k, 2, &Visibility::Mask(zeros(&[3, 5]))).contains("U8 for the mask"));
+        let mask = Visibility::Mask(zeros(&[5, 3]).to_dtype(DType::U8).unwrap());
+        assert!(refusal(&k, &k, 2, &mask).contains("a mask [3, 5] or [2, 3, 5]"));
+        let ranks = Visibility::Ranks { queries: vec![0; 3], keys: vec![0; 6], rule: RankRule::Below };
+        assert!(refusal(&k, &k, 2, &ranks).contains("6 ranks of keys: must be 5 or 2 * 5"));
+        assert!(refusal(&k.to_dtype(DType::F64).unwrap(), &k, 2, &Visibility::All).contains("dtype"));
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let case = (5, 70, 33, 3, 24);
+        let run = |v: &[Tensor]| attention(&v[0], &v[1], &v[2], 3, &Visibility::Mask(mask(5, 70, 33)));
+        same_for_any_threads(|| output_and_gradients(&inputs(case), DType::F32, run)).unwrap();
+    }
+}

@@ -1,0 +1,296 @@
+//! What every CPU operator stands on: typed views of tensors, parallel loops whose result does not depend on the
+//! number of threads, and the matrix product.
+//!
+//! Invariants: work is cut into chunks of a size that depends on the shapes alone, and partial sums are added in
+//! chunk order, so results are bit-equal for any number of threads. One parallel level: code inside a parallel loop
+//! calls serial helpers only.
+
+use crate::{Error, Result};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, Layout, Shape, Storage, StorageRef, Tensor};
+use gemm::Parallelism;
+use rayon::prelude::*;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
+
+use crate::simd;
+pub(crate) use crate::simd::Real;
+
+/// Work (touched elements or multiply-adds) below which a parallel loop costs more than it saves.
+const SERIAL_WORK: usize = 16 * 1024;
+/// Rows per partial sum of a column sum. It decides rounding, so it is the same on every machine.
+const SUM_ROWS: usize = 256;
+
+/// Runs the code with the type `$T` standing for the dtype f32 or f64; any other dtype is refused.
+macro_rules! by_dtype {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            got => Err($crate::Error::Dtype { op: $op, expected: "F32 or F64", got }.into()),
+        }
+    };
+}
+pub(crate) use by_dtype;
+
+/// Whether `x` lies in the memory that the fused kernels read.
+pub(crate) fn on_cpu(x: &Tensor) -> bool {
+    x.device().is_cpu()
+}
+
+/// The elements of a contiguous layout, inside a custom operator's forward pass.
+pub(crate) fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
+    Ok(&T::cpu_storage_as_slice(storage)?[contiguous(layout)?])
+}
+
+/// A storage over `values`, without a copy.
+pub(crate) fn storage<T: Real>(values: Vec<T>) -> CpuStorage {
+    T::to_cpu_storage_owned(values)
+}
+
+/// The dtype of a storage.
+pub(crate) fn dtype(storage: &CpuStorage) -> DType {
+    storage.dtype()
+}
+
+fn contiguous(layout: &Layout) -> Result<Range<usize>> {
+    let (start, end) =
+        layout.contiguous_offsets().ok_or_else(|| Error::shape("cpu kernel", "a contiguous tensor", layout.dims()))?;
+    Ok(start..end)
+}
+
+/// The elements of a contiguous CPU tensor; the storage is locked for reading as long as this lives.
+pub(crate) struct Values<'a, T> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+    element: PhantomData<T>,
+}
+
+impl<'a, T: Real> Values<'a, T> {
+    /// Refuses other dtypes, other devices and gaps.
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let range = contiguous(layout)?;
+        match &*storage {
+            Storage::Cpu(values) => T::cpu_storage_as_slice(values)?,
+            _ => return Err(Error::argument("cpu kernel", "a tensor of another device")),
+        };
+        Ok(Self { storage, range, element: PhantomData })
+    }
+}
+
+impl<T: Real> Deref for Values<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &*self.storage {
+            // `of` found this very slice, so the other arms are not taken.
+            Storage::Cpu(values) => T::cpu_storage_as_slice(values).map_or(&[], |values| &values[self.range.clone()]),
+            _ => &[],
+        }
+    }
+}
+
+/// A tensor over `values`, without a copy.
+pub(crate) fn tensor<T: Real>(values: Vec<T>, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
+    let shape: Shape = shape.into();
+    Tensor::from_vec(values, shape, &candle_core::Device::Cpu)
+}
+
+/// A vector of `len` elements filled by `fill`, which gets disjoint chunks of `chunk` elements (the last may be
+/// shorter) and their index. `work` is the cost of all of it; small work stays on this thread.
+pub(crate) fn fill_chunks<T: Real>(
+    len: usize,
+    chunk: usize,
+    work: usize,
+    fill: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    let mut out = vec![T::zero(); len];
+    for_chunks(&mut out, chunk, work, fill);
+    out
+}
+
+/// Runs `f` on disjoint chunks of `chunk` elements of `out` (the last may be shorter) with their index.
+pub(crate) fn for_chunks<T: Real>(out: &mut [T], chunk: usize, work: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let (chunk, len) = (chunk.max(1), out.len());
+    let shared = SharedRows::new(out);
+    for_each(len.div_ceil(chunk), work, &|i| {
+        let start = i * chunk;
+        // SAFETY: chunk i is `start..start + chunk`, cut at the end; no two calls get the same index.
+        #[allow(unsafe_code)]
+        f(i, unsafe { shared.range(start, chunk.min(len - start)) });
+    });
+}
+
+/// Runs `f` for every index below `count`, in groups that share a scratch memory.
+pub(crate) fn for_each_index<S>(
+    count: usize,
+    work: usize,
+    scratch: impl Fn() -> S + Sync,
+    f: impl Fn(&mut S, usize) + Sync,
+) {
+    const GROUP: usize = 8;
+    for_each(count.div_ceil(GROUP), work, &|group| {
+        let mut scratch = scratch();
+        (group * GROUP..count.min((group + 1) * GROUP)).for_each(|i| f(&mut scratch, i));
+    });
+}
+
+/// Every parallel loop of the kernels ends here: one instance of rayon's machinery instead of one per operator, which
+/// halves what the crate takes to compile.
+fn for_each(count: usize, work: usize, f: &(dyn Fn(usize) + Sync)) {
+    if work < SERIAL_WORK || count < 2 {
+        (0..count).for_each(f);
+    } else {
+        (0..count).into_par_iter().for_each(f);
+    }
+}
+
+/// Column sums of a row-major matrix `[rows, columns]`, with `row(i, sum)` adding row i: partial sums over fixed groups of rows, then over the groups in order.
+pub(crate) fn sum_rows<T: Real>(rows: usize, columns: usize, add: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+    let groups = rows.div_ceil(SUM_ROWS).max(1);
+    let partial = fill_chunks(groups * columns, columns, rows * columns, |group, sum: &mut [T]| {
+        (group * SUM_ROWS..rows.min((group + 1) * SUM_ROWS)).for_each(|row| add(row, sum));
+    });
+    let mut total = partial;
+    let (first, rest) = total.split_at_mut(columns);
+    for group in rest.chunks_exact(columns.max(1)) {
+        simd::add_assign(first, group);
+    }
+    total.truncate(columns);
+    total
+}
+
+/// Column sums of a row-major matrix with this many columns.
+pub(crate) fn column_sums<T: Real>(values: &[T], columns: usize) -> Vec<T> {
+    let rows = values.len().checked_div(columns).unwrap_or(0);
+    sum_rows(rows, columns, |row, sum| simd::add_assign(sum, &values[row * columns..][..columns]))
+}
+
+/// A matrix inside a slice.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a, T> {
+    values: &'a [T],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// Row-major, without gaps.
+    pub(crate) fn new(values: &'a [T], rows: usize, columns: usize) -> Self {
+        Self { values, rows, columns, row_stride: columns, column_stride: 1 }
+    }
+
+    /// Its transpose.
+    pub(crate) fn t(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Elements from the first to the last, both included.
+    fn extent(&self) -> usize {
+        if self.rows * self.columns == 0 {
+            return 0;
+        }
+        (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
+    }
+}
+
+/// The product of two matrices, row-major.
+/// Threads split rows and columns only, never the sum, so the result does not depend on their number.
+pub(crate) fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
+    let (m, n, k) = (a.rows, b.columns, a.columns.min(b.rows));
+    if m * n * k == 0 {
+        return vec![T::zero(); m * n];
+    }
+    // These slices are the bounds check of the raw pointers below.
+    let (left, right) = (&a.values[..a.extent()], &b.values[..b.extent()]);
+    let mut out = Vec::with_capacity(m * n);
+    let parallel = if m * n * k < SERIAL_WORK { Parallelism::None } else { Parallelism::Rayon(0) };
+    // SAFETY: rows, columns and strides address exactly the slices taken above: the largest offset of each matrix is
+    // its extent less one. `out` is a new allocation of m * n elements; the product writes each of them without
+    // reading it first (`read_dst` is false), after which its length is m * n.
+    #[allow(unsafe_code)]
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n as isize,
+            false,
+            left.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            right.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            T::zero(),
+            T::one(),
+            false,
+            false,
+            false,
+            parallel,
+        );
+        out.set_len(m * n);
+    }
+    out
+}
+
+/// Rows of a matrix that several threads write, each its own.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedRows<'a, T> {
+    start: *mut T,
+    len: usize,
+    borrowed: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: only `range` reaches the memory, and its caller promises disjoint ranges; elements are plain numbers.
+#[allow(unsafe_code)]
+unsafe impl<T: Real> Send for SharedRows<'_, T> {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl<T: Real> Sync for SharedRows<'_, T> {}
+
+impl<'a, T: Real> SharedRows<'a, T> {
+    /// Over `values`, which stay borrowed as long as this lives.
+    pub(crate) fn new(values: &'a mut [T]) -> Self {
+        Self { start: values.as_mut_ptr(), len: values.len(), borrowed: PhantomData }
+    }
+
+    /// The elements `start..start + len`.
+    ///
+    /// # Safety
+    /// No other thread touches them as long as the result lives.
+    #[allow(unsafe_code)]
+    #[allow(clippy::mut_from_ref)] // Disjoint ranges of one matrix go to several threads: the purpose of this type.
+    unsafe fn range(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "a range lies inside the matrix");
+        // SAFETY: in bounds by the line above, initialised, and nobody else's by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+
+    /// Copies `row` to `offset`.
+    ///
+    /// # Safety
+    /// No other thread touches `offset..offset + row.len()` meanwhile.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn write(&self, offset: usize, row: &[T]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.range(offset, row.len()) }.copy_from_slice(row);
+    }
+}

@@ -1,0 +1,353 @@
+//! Attention inside one head of one image: small products and a softmax, in scratch memory that stays in the cache.
+//!
+//! Queries go in blocks, so nothing of size nq * nk is held. The blocks do not depend on the number of threads.
+
+use crate::cpu::Real;
+use crate::simd::{AVX512, dot, largest, sum_of, vectorised};
+
+/// Rows of scores held at a time.
+const BLOCK: usize = 64;
+/// Columns of a register tile; matrices in scratch are padded to a multiple of it.
+const WIDTH: usize = 16;
+
+/// Sizes of one call of attention.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) batch: usize,
+    pub(crate) nq: usize,
+    pub(crate) nk: usize,
+    pub(crate) heads: usize,
+    /// Channels of a head.
+    pub(crate) size: usize,
+}
+
+impl Sizes {
+    /// Channels of a token.
+    pub(crate) fn dim(&self) -> usize {
+        self.heads * self.size
+    }
+
+    /// Multiply-adds of a forward pass.
+    pub(crate) fn work(&self) -> usize {
+        2 * self.batch * self.nq * self.nk * self.dim()
+    }
+
+    fn scale<T: Real>(&self) -> T {
+        T::of(1.0 / (self.size.max(1) as f64).sqrt())
+    }
+
+    fn padded_size(&self) -> usize {
+        self.size.next_multiple_of(WIDTH)
+    }
+
+    fn padded_keys(&self) -> usize {
+        self.nk.next_multiple_of(WIDTH)
+    }
+}
+
+/// Scratch matrices of one head. Rows of "[.., size]" are padded to a multiple of the tile; padding is never written,
+/// so it stays zero.
+pub(crate) struct Scratch<T> {
+    queries: Vec<T>,  // [BLOCK, size]
+    keys: Vec<T>,     // [nk, size]
+    keys_t: Vec<T>,   // [size, nk]
+    values: Vec<T>,   // [nk, size]
+    values_t: Vec<T>, // [size, nk]
+    scores: Vec<T>,   // [BLOCK, nk]
+    slopes: Vec<T>,   // [BLOCK, nk]
+    outward: Vec<T>,  // [BLOCK, size], gradient of the output
+    /// Output of the forward pass or gradient of the queries, [nq, row].
+    pub(crate) out: Vec<T>,
+    /// Gradient of the keys, [nk, row].
+    pub(crate) keys_gradient: Vec<T>,
+    /// Gradient of the values, [nk, row].
+    pub(crate) values_gradient: Vec<T>,
+    /// Logarithm of each row's softmax denominator, [nq]; infinite for a query that sees nothing.
+    pub(crate) log_sums: Vec<T>,
+    /// Elements from one row of the three results to the next.
+    pub(crate) row: usize,
+}
+
+impl<T: Real> Scratch<T> {
+    /// For forward passes.
+    pub(crate) fn forward(sizes: Sizes) -> Self {
+        let (size, keys) = (sizes.padded_size(), sizes.padded_keys());
+        let zeros = |len: usize| vec![T::zero(); len];
+        Self {
+            queries: zeros(BLOCK * size),
+            keys: Vec::new(),
+            keys_t: zeros(sizes.size * keys),
+            values: zeros(sizes.nk * size),
+            values_t: Vec::new(),
+            scores: zeros(BLOCK * keys),
+            slopes: Vec::new(),
+            outward: Vec::new(),
+            out: zeros(sizes.nq * size),
+            keys_gradient: Vec::new(),
+            values_gradient: Vec::new(),
+            log_sums: zeros(sizes.nq),
+            row: size,
+        }
+    }
+
+    /// For backward passes.
+    pub(crate) fn backward(sizes: Sizes) -> Self {
+        let (size, keys) = (sizes.padded_size(), sizes.padded_keys());
+        let zeros = |len: usize| vec![T::zero(); len];
+        Self {
+            keys: zeros(sizes.nk * size),
+            values: Vec::new(),
+            values_t: zeros(sizes.size * keys),
+            slopes: zeros(BLOCK * keys),
+            outward: zeros(BLOCK * size),
+            keys_gradient: zeros(sizes.nk * size),
+            values_gradient: zeros(sizes.nk * size),
+            log_sums: Vec::new(),
+            ..Self::forward(sizes)
+        }
+    }
+}
+
+/// Rows of one head inside a tensor: row i starts at `i * stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    pub(crate) values: &'a [T],
+    pub(crate) stride: usize,
+}
+
+impl<'a, T: Real> Rows<'a, T> {
+    #[inline(always)]
+    fn row(&self, i: usize, size: usize) -> &'a [T] {
+        &self.values[i * self.stride..][..size]
+    }
+}
+
+vectorised! {
+    /// Output and log-sums of one head, into the scratch. `visible`: [nq, nk].
+    pub(crate) fn forward / forward_at<T, ISA>(
+        scratch: &mut Scratch<T>, sizes: Sizes, q: Rows<'_, T>, k: Rows<'_, T>, v: Rows<'_, T>, visible: Option<&[u8]>,
+    ) {
+        let Sizes { nq, nk, size, .. } = sizes;
+        let (row, padded) = (scratch.row, sizes.padded_keys());
+        load_transposed(&mut scratch.keys_t, k, nk, size, padded);
+        load(&mut scratch.values, v, 0..nk, size, row, T::one());
+        for start in (0..nq).step_by(BLOCK) {
+            let rows = BLOCK.min(nq - start);
+            load(&mut scratch.queries, q, start..start + rows, size, row, sizes.scale());
+            let queries = Left::rows(&scratch.queries, row);
+            multiply_at(ISA, &mut scratch.scores, queries, &scratch.keys_t, rows, size, padded, false);
+            let out = &mut scratch.out[start * row..];
+            let mut shares = [T::zero(); BLOCK];
+            for r in 0..rows {
+                let visible = visible.map(|visible| &visible[(start + r) * nk..][..nk]);
+                let (share, log_sum) = softmax_row::<T, ISA>(&mut scratch.scores[r * padded..][..padded], nk, visible);
+                shares[r] = share;
+                scratch.log_sums[start + r] = log_sum;
+            }
+            multiply_at(ISA, out, Left::rows(&scratch.scores, padded), &scratch.values, rows, nk, row, false);
+            for (out, share) in out.chunks_exact_mut(row.max(1)).zip(&shares[..rows]) {
+                for value in out {
+                    *value *= *share;
+                }
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Gradients of one head, into the scratch. `gradient`: that of the output; `log_sums`: [nq]; `visible`: [nq, nk].
+    pub(crate) fn backward / backward_at<T, ISA>(
+        scratch: &mut Scratch<T>, sizes: Sizes, q: Rows<'_, T>, k: Rows<'_, T>, v: Rows<'_, T>,
+        gradient: Rows<'_, T>, log_sums: &[T], visible: Option<&[u8]>,
+    ) {
+        let Sizes { nq, nk, size, .. } = sizes;
+        let (row, padded) = (scratch.row, sizes.padded_keys());
+        load(&mut scratch.keys, k, 0..nk, size, row, T::one());
+        load_transposed(&mut scratch.keys_t, k, nk, size, padded);
+        load_transposed(&mut scratch.values_t, v, nk, size, padded);
+        scratch.keys_gradient.fill(T::zero());
+        scratch.values_gradient.fill(T::zero());
+        for start in (0..nq).step_by(BLOCK) {
+            let rows = BLOCK.min(nq - start);
+            load(&mut scratch.queries, q, start..start + rows, size, row, sizes.scale());
+            load(&mut scratch.outward, gradient, start..start + rows, size, row, T::one());
+            let Scratch { scores, slopes, queries, outward, .. } = scratch;
+            multiply_at(ISA, scores, Left::rows(queries, row), &scratch.keys_t, rows, size, padded, false);
+            multiply_at(ISA, slopes, Left::rows(outward, row), &scratch.values_t, rows, size, padded, false);
+            for r in 0..rows {
+                let visible = visible.map(|visible| &visible[(start + r) * nk..][..nk]);
+                let scores = &mut scores[r * padded..][..padded];
+                probabilities_row::<T, ISA>(scores, nk, visible, log_sums[start + r]);
+            }
+            multiply_at(ISA, &mut scratch.values_gradient, Left::columns(scores, padded), outward, nk, rows, row, true);
+            for (scores, slopes) in scores.chunks_exact(padded.max(1)).zip(slopes.chunks_exact_mut(padded.max(1))).take(rows) {
+                let mean = dot::<T, ISA>(scores, slopes);
+                for (slope, probability) in slopes.iter_mut().zip(scores) {
+                    *slope = *probability * (*slope - mean);
+                }
+            }
+            let out = &mut scratch.out[start * row..];
+            multiply_at(ISA, out, Left::rows(slopes, padded), &scratch.keys, rows, nk, row, false);
+            let scale = sizes.scale::<T>();
+            out[..rows * row].iter_mut().for_each(|value| *value *= scale);
+            multiply_at(ISA, &mut scratch.keys_gradient, Left::columns(slopes, padded), queries, nk, rows, row, true);
+        }
+    }
+}
+
+/// Hides what is not visible, and the padding.
+#[inline(always)]
+fn hide<T: Real>(scores: &mut [T], nk: usize, visible: Option<&[u8]>) {
+    let low = T::of(f64::NEG_INFINITY);
+    scores[nk..].fill(low);
+    if let Some(visible) = visible {
+        for (score, visible) in scores.iter_mut().zip(visible) {
+            *score = if *visible == 0 { low } else { *score };
+        }
+    }
+}
+
+/// Turns scores into weights; gives 1 / (sum of the weights) and the logarithm of the softmax denominator.
+#[inline(always)]
+fn softmax_row<T: Real, const ISA: u8>(scores: &mut [T], nk: usize, visible: Option<&[u8]>) -> (T, T) {
+    let blind = visible.map_or(nk == 0, |visible| visible.iter().all(|visible| *visible == 0));
+    if blind {
+        // An infinite denominator makes every probability of the backward pass 0.
+        scores.fill(T::zero());
+        return (T::zero(), T::of(f64::INFINITY));
+    }
+    hide(scores, nk, visible);
+    let most = largest(scores);
+    for score in scores.iter_mut() {
+        *score = (*score - most).exponential::<ISA>();
+    }
+    let sum = sum_of(scores);
+    (T::one() / sum, most + sum.logarithm())
+}
+
+#[inline(always)]
+fn probabilities_row<T: Real, const ISA: u8>(scores: &mut [T], nk: usize, visible: Option<&[u8]>, log_sum: T) {
+    hide(scores, nk, visible);
+    for score in scores.iter_mut() {
+        *score = (*score - log_sum).exponential::<ISA>();
+    }
+}
+
+/// Copies rows, scaled, to rows of `padded` elements.
+#[inline(always)]
+fn load<T: Real>(to: &mut [T], from: Rows<'_, T>, rows: std::ops::Range<usize>, size: usize, padded: usize, scale: T) {
+    for (to, i) in to.chunks_exact_mut(padded.max(1)).zip(rows) {
+        for (to, from) in to.iter_mut().zip(from.row(i, size)) {
+            *to = *from * scale;
+        }
+    }
+}
+
+/// Copies rows to columns; a row of the result has `padded` elements.
+#[inline(always)]
+fn load_transposed<T: Real>(to: &mut [T], from: Rows<'_, T>, rows: usize, size: usize, padded: usize) {
+    for i in 0..rows {
+        for (c, value) in from.row(i, size).iter().enumerate() {
+            to[c * padded + i] = *value;
+        }
+    }
+}
+
+/// The left factor of a small product: element (i, p) lies at `i * row + p * column`.
+#[derive(Clone, Copy)]
+struct Left<'a, T> {
+    values: &'a [T],
+    row: usize,
+    column: usize,
+}
+
+impl<'a, T> Left<'a, T> {
+    /// Row-major with rows of `row` elements.
+    fn rows(values: &'a [T], row: usize) -> Self {
+        Self { values, row, column: 1 }
+    }
+
+    /// The transpose of a row-major matrix with rows of `row` elements.
+    fn columns(values: &'a [T], row: usize) -> Self {
+        Self { values, row: 1, column: row }
+    }
+}
+
+vectorised! {
+    /// `out = a b`, or `out += a b` if `add`. out: [m, n], a: [m, k], b: [k, n], with n a multiple of the tile's width.
+    fn multiply_at<T, ISA>(
+        out: &mut [T], a: Left<'_, T>, b: &[T], m: usize, k: usize, n: usize, add: bool,
+    ) {
+        for j in (0..n).step_by(WIDTH) {
+            let mut i = 0;
+            // As many rows as the registers hold: 32 registers of 16 numbers, or 16 of 8.
+            while ISA == AVX512 && i + 8 <= m {
+                tile::<T, ISA, 8>(out, a, b, (i, j), k, n, add);
+                i += 8;
+            }
+            while i + 4 <= m {
+                tile::<T, ISA, 4>(out, a, b, (i, j), k, n, add);
+                i += 4;
+            }
+            while i < m {
+                tile::<T, ISA, 1>(out, a, b, (i, j), k, n, add);
+                i += 1;
+            }
+        }
+    }
+}
+
+/// `R` rows by `WIDTH` columns of the product, from row and column `at`.
+#[inline(always)]
+fn tile<T: Real, const ISA: u8, const R: usize>(
+    out: &mut [T],
+    a: Left<'_, T>,
+    b: &[T],
+    at: (usize, usize),
+    k: usize,
+    n: usize,
+    add: bool,
+) {
+    let (i, j) = at;
+    let mut sums = [[T::zero(); WIDTH]; R];
+    for p in 0..k {
+        let row = &b[p * n + j..][..WIDTH];
+        for r in 0..R {
+            let factor = a.values[(i + r) * a.row + p * a.column];
+            for l in 0..WIDTH {
+                sums[r][l] = T::fused::<ISA>(factor, row[l], sums[r][l]);
+            }
+        }
+    }
+    for r in 0..R {
+        let out = &mut out[(i + r) * n + j..][..WIDTH];
+        for l in 0..WIDTH {
+            out[l] = if add { out[l] + sums[r][l] } else { sums[r][l] };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Rows, Scratch, Sizes, backward_at, forward_at};
+    use crate::levels::{same_on_all, values};
+
+    #[test]
+    fn every_instruction_set_gives_the_same_up_to_rounding() {
+        let sizes = Sizes { batch: 1, nq: 77, nk: 29, heads: 1, size: 20 };
+        let (q, k, v) = (values(1, 77 * 20), values(2, 29 * 20), values(3, 29 * 20));
+        let [q, k, v] = [&q, &k, &v].map(|values| Rows { values, stride: 20 });
+        let visible: Vec<u8> = (0..77 * 29).map(|i| u8::from(i % 5 != 0)).collect();
+        same_on_all(2e-6, |level| {
+            let mut scratch = Scratch::forward(sizes);
+            forward_at(level, &mut scratch, sizes, q, k, v, Some(&visible));
+            [scratch.out, scratch.log_sums].concat()
+        });
+        let log_sums = vec![3.0; 77];
+        same_on_all(2e-6, |level| {
+            let mut scratch = Scratch::backward(sizes);
+            backward_at(level, &mut scratch, sizes, q, k, v, q, &log_sums, Some(&visible));
+            [scratch.out, scratch.keys_gradient, scratch.values_gradient].concat()
+        });
+    }
+}

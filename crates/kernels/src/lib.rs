@@ -1,0 +1,68 @@
+//! Differentiable operators for candle, their parameters and their optimizer.
+//!
+//! Each operator is a free function over f32 or f64 tensors. On the CPU it is one fused kernel with a hand-written
+//! backward pass; on any other device it is its twin in [`reference`], in ordinary tensor operations, which is also
+//! what the tests judge it by. [`ParamStore`] holds parameters in order and by name, [`backward`] gives their
+//! [`Gradients`], [`adamw_step`] changes them. [`threads::init`] belongs at the start of `main`.
+//!
+//! Invariants: the gradient of every tracked input is given, whatever the memory layout; results are bit-equal for any
+//! number of threads; a NaN is never hidden; what does not fit is refused by an [`Error`] that names the operator.
+//!
+//! Not here: models, losses of a method, schedules, random masks, files.
+//!
+//! ```
+//! use candle_core::{Device, Tensor, Var};
+//! use occlude_kernels::{backward, gelu, linear};
+//! let x = Tensor::new(&[[1_f32, 2.0]], &Device::Cpu)?; // [rows, in]
+//! let w = Var::new(&[[0.5_f32, -1.0], [0.0, 1.0], [1.0, 1.0]], &Device::Cpu)?; // [out, in]
+//! let loss = gelu(&linear(&x, &w, None)?)?.sum_all()?;
+//! assert_eq!(backward(&loss)?.get(&w).map(|gradient| gradient.dims().to_vec()), Some(vec![3, 2]));
+//! # Ok::<(), occlude_kernels::Error>(())
+//! ```
+
+mod adamw;
+mod attention;
+#[doc(hidden)]
+pub mod check;
+mod chunks;
+mod cpu;
+mod cross_entropy;
+mod error;
+mod gelu;
+mod gradients;
+mod heads;
+mod input;
+#[cfg(test)]
+mod levels;
+mod linear;
+pub mod memory;
+mod normalize;
+mod norms;
+mod params;
+mod position;
+pub mod reference;
+mod rows;
+mod simd;
+mod sinkhorn;
+mod softmax;
+pub mod threads;
+
+pub use adamw::{AdamWStep, adamw_step, ema_update, global_norm};
+pub use attention::{RankRule, Visibility, attention};
+pub use cross_entropy::{mean_row_entropy, soft_cross_entropy};
+pub use error::{Error, Result};
+pub use gelu::gelu;
+pub use gradients::{Gradients, backward};
+pub use linear::linear;
+pub use normalize::{l2_normalize, weight_norm};
+pub use norms::{layer_norm, rms_norm};
+pub use params::{Factors, Init, Param, ParamStore, Role, Scope, StateDict, assign};
+pub use position::{Angles, frequency_table, position_encode};
+pub use rows::{gather_rows, scatter_add_rows, scatter_rows};
+pub use sinkhorn::sinkhorn;
+pub use softmax::softmax;
+
+/// The README's example runs with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,105 @@
+//! Plain forms of the operators made of matrix products, and of what stands between them.
+
+use crate::attention::Visibility;
+use crate::position::Angles;
+use crate::{Error, Result};
+use candle_core::{D, Tensor};
+
+/// [`crate::linear`] as a matrix product and a broadcast sum.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    let (rows, out) = (x.elem_count() / x.dim(D::Minus1)?.max(1), w.dim(0)?);
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = out;
+    }
+    if rows == 0 || out == 0 || x.elem_count() == 0 {
+        let y = Tensor::zeros(shape, x.dtype(), x.device())?;
+        return Ok(b.map_or_else(|| Ok(y.clone()), |b| y.broadcast_add(b))?);
+    }
+    // One product of two matrices: candle would copy the weight for every leading index.
+    let y = x.contiguous()?.reshape((rows, x.dim(D::Minus1)?))?.matmul(&w.t()?)?; // [rows, out]
+    let y = y.reshape(shape)?;
+    Ok(b.map_or_else(|| Ok(y.clone()), |b| y.broadcast_add(b))?)
+}
+
+/// [`crate::gelu`] by candle's error function. (Not by candle's own GELU, whose gradient rounds 1/sqrt(2 pi) to six
+/// digits.)
+///
+/// # Errors
+/// A dtype that is not a float.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    let distribution = (((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5)?;
+    Ok((x * distribution)?)
+}
+
+/// [`crate::attention`] with whole score matrices.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, visibility: &Visibility) -> Result<Tensor> {
+    let (batch, nq, dim) = q.dims3()?;
+    let nk = k.dim(1)?;
+    if heads == 0 || batch * nq * nk * dim == 0 {
+        return Ok(Tensor::zeros((batch, nq, dim), q.dtype(), q.device())?);
+    }
+    let split = |x: &Tensor| -> Result<Tensor> {
+        let (batch, n, _) = x.dims3()?;
+        Ok(x.contiguous()?.reshape((batch, n, heads, dim / heads))?.transpose(1, 2)?.contiguous()?)
+    };
+    let (q, k, v) = (split(q)?, split(k)?, split(v)?); // [batch, heads, n, head_size]
+    let scores = (q.matmul(&k.t()?)? / ((dim / heads) as f64).sqrt())?; // [batch, heads, nq, nk]
+    let probabilities = match visibility.pairs(nq, nk)? {
+        None => super::softmax(&scores)?,
+        Some(pairs) => {
+            let visible = Tensor::from_vec(pairs.visible, (pairs.images, 1, nq, nk), q.device())?;
+            let visible = visible.broadcast_as(scores.shape())?;
+            let low = scores.min_all()?.detach().broadcast_as(scores.shape())?;
+            // A hidden score takes no part in the maximum, and its weight is a hard zero.
+            let scores = visible.where_cond(&scores, &low)?;
+            let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+            let weights = visible.where_cond(&weights, &weights.zeros_like()?)?;
+            let total = weights.sum_keepdim(D::Minus1)?; // [batch, heads, nq, 1]
+            // A row that sees nothing has the total 0 and weights of 0: dividing by 1 keeps them.
+            let total = (&total + total.eq(0.0)?.to_dtype(total.dtype())?)?;
+            weights.broadcast_div(&total)?
+        }
+    };
+    let out = probabilities.matmul(&v)?; // [batch, heads, nq, head_size]
+    Ok(out.transpose(1, 2)?.contiguous()?.reshape((batch, nq, dim))?)
+}
+
+/// Cosines and sines of [`crate::Angles`], [batch, n, head_size].
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn position_angles(coords: &Tensor, table: &Tensor) -> Result<(Tensor, Tensor)> {
+    let y = coords.narrow(2, 0, 1)?.broadcast_mul(&table.narrow(0, 0, 1)?.unsqueeze(0)?)?;
+    let x = coords.narrow(2, 1, 1)?.broadcast_mul(&table.narrow(0, 1, 1)?.unsqueeze(0)?)?;
+    let angle = (y + x)?; // [batch, n, head_size]
+    Ok((angle.cos()?, angle.sin()?))
+}
+
+/// [`crate::position_encode`] on halves of the channels.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn position_encode(x: &Tensor, angles: &Angles, heads: usize) -> Result<Tensor> {
+    let (batch, n, dim) = x.dims3()?;
+    let half = angles.head_size() / 2;
+    if heads == 0 || 2 * half * heads != dim {
+        return Err(Error::shape("position_encode", format!("[batch, n, {heads} * {}]", 2 * half), x.dims()));
+    }
+    if x.elem_count() == 0 {
+        return Ok(x.clone());
+    }
+    let x = x.contiguous()?.reshape((batch, n, heads, 2 * half))?;
+    let (first, second) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+    let part = |table: &Tensor, start| -> Result<Tensor> { Ok(table.unsqueeze(2)?.narrow(3, start, half)?) };
+    let (cos, sin) = (angles.cos(), angles.sin()); // [batch or 1, n, head_size]
+    let low = (first.broadcast_mul(&part(cos, 0)?)? - second.broadcast_mul(&part(sin, 0)?)?)?;
+    let high = (second.broadcast_mul(&part(cos, half)?)? + first.broadcast_mul(&part(sin, half)?)?)?;
+    Ok(Tensor::cat(&[low, high], 3)?.reshape((batch, n, dim))?)
+}

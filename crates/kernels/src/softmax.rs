@@ -1,0 +1,149 @@
+//! Softmax over the last axis.
+
+use crate::cpu::{self, Values, by_dtype};
+use crate::simd::{dot, largest, sum_of, vectorised};
+use crate::{Result, chunks, input, reference};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, WithDType};
+
+/// `exp(x) / sum(exp(x))` over the last axis, shifted by the row's maximum. x: [.., k]; f32 or f64.
+/// A row that holds a NaN is all NaN.
+///
+/// # Errors
+/// A scalar, or a dtype that is not f32 or f64.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    input::float("softmax", x)?;
+    let (_, k) = input::rows("softmax", x)?;
+    if !cpu::on_cpu(x) {
+        return reference::softmax(x);
+    }
+    Ok(x.contiguous()?.apply_op1(Softmax { k })?)
+}
+
+struct Softmax {
+    k: usize,
+}
+
+/// A group of rows costs about as much as this many copies of it.
+const WORK: usize = 8;
+
+vectorised! {
+    fn forward / forward_at<T, ISA>(x: &[T], k: usize, y: &mut [T]) {
+        for (x, y) in x.chunks_exact(k).zip(y.chunks_exact_mut(k)) {
+            // A NaN is passed over here, and then fills the row through the sum.
+            let shift = largest(x);
+            for i in 0..k {
+                y[i] = (x[i] - shift).exponential::<ISA>();
+            }
+            let scale = T::one() / sum_of(y);
+            for i in 0..k {
+                y[i] *= scale;
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn gradient / gradient_at<T, ISA>(y: &[T], g: &[T], k: usize, dx: &mut [T]) {
+        for ((y, g), dx) in y.chunks_exact(k).zip(g.chunks_exact(k)).zip(dx.chunks_exact_mut(k)) {
+            let mean = dot::<T, ISA>(y, g);
+            for i in 0..k {
+                dx[i] = y[i] * (g[i] - mean);
+            }
+        }
+    }
+}
+
+impl CustomOp1 for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let chunk = chunks::rows_of(self.k) * self.k;
+        by_dtype!("softmax", x.dtype(), T => {
+            let x: &[T] = cpu::slice(x, layout)?;
+            let y = cpu::fill_chunks(x.len(), chunk, WORK * x.len(), |i, y: &mut [T]| {
+                forward(&x[i * chunk..][..y.len()], self.k, y);
+            });
+            Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, _x: &Tensor, y: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let (chunk, g) = (chunks::rows_of(self.k) * self.k, g.contiguous()?);
+        by_dtype!("softmax", y.dtype(), T => {
+            let (values, g) = (Values::<T>::of(y)?, Values::<T>::of(&g)?);
+            let dx = cpu::fill_chunks(values.len(), chunk, values.len(), |i, dx: &mut [T]| {
+                let here = i * chunk..i * chunk + dx.len();
+                gradient(&values[here.clone()], &g[here], self.k, dx);
+            });
+            Ok(Some(cpu::tensor(dx, y.shape())?))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::softmax;
+    use crate::check::{check_op, output_and_gradients, same_for_any_threads, sample};
+    use crate::levels::{same_on_all, values};
+    use crate::{Error, reference};
+    use candle_core::{DType, Device, Tensor};
+
+    #[test]
+    fn agrees_with_its_reference_and_its_gradient() {
+        for shape in [&[2][..], &[5, 3], &[3, 16], &[2, 33], &[1, 70], &[2, 3, 9]] {
+            let x = (sample(1, shape).unwrap() * 4.0).unwrap();
+            check_op(&[x], |v| softmax(&v[0]), |v| reference::softmax(&v[0])).unwrap();
+        }
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_equal_bits() {
+        let x = sample(1, (301, 67)).unwrap();
+        for dtype in [DType::F32, DType::F64] {
+            same_for_any_threads(|| output_and_gradients(std::slice::from_ref(&x), dtype, |v| softmax(&v[0]))).unwrap();
+        }
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow_and_hidden_ones_get_nothing() {
+        let x = Tensor::new(&[[1e30_f32, 1e30, -1e30], [f32::NEG_INFINITY, -1e4, -1e4]], &Device::Cpu).unwrap();
+        assert_eq!(softmax(&x).unwrap().to_vec2::<f32>().unwrap(), [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]);
+    }
+
+    #[test]
+    fn a_nan_fills_its_row_and_no_other_wherever_it_stands() {
+        for place in [0, 20, 39] {
+            let mut values = vec![0.5_f32; 80];
+            values[place] = f32::NAN;
+            let x = Tensor::from_vec(values, (2, 40), &Device::Cpu).unwrap();
+            let y = softmax(&x).unwrap().to_vec2::<f32>().unwrap();
+            assert!(y[0].iter().all(|value| value.is_nan()) && y[1].iter().all(|value| value.is_finite()), "{y:?}");
+        }
+    }
+
+    #[test]
+    fn no_rows_are_no_rows_and_other_dtypes_are_refused() {
+        for shape in [[0, 3], [3, 0]] {
+            let x = Tensor::zeros(&shape, DType::F64, &Device::Cpu).unwrap();
+            assert_eq!(softmax(&x).unwrap().dims(), shape);
+        }
+        let scalar = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
+        assert!(matches!(softmax(&scalar), Err(Error::Shape { op: "softmax", .. })));
+        let half = Tensor::zeros(3, DType::F16, &Device::Cpu).unwrap();
+        assert!(matches!(softmax(&half), Err(Error::Dtype { got: DType::F16, .. })));
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same() {
+        let (k, x, g) = (70, values(1, 210), values(2, 210));
+        same_on_all(1e-6, |level| {
+            let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+            super::forward_at(level, &x, k, &mut y);
+            super::gradient_at(level, &y, &g, k, &mut dx);
+            [y, dx].concat()
+        });
+    }
+}

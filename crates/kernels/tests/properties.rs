@@ -1,0 +1,187 @@
+//! What holds for every shape and value, tried on many.
+#![allow(clippy::unwrap_used)] // a test stops at the first surprise
+
+use candle_core::{D, DType, Tensor};
+use occlude_kernels::check::{check_op, check_op_with, same, sample};
+use occlude_kernels::{
+    Angles, RankRule, Visibility, attention, frequency_table, gather_rows, gelu, l2_normalize, layer_norm, linear,
+    position_encode, reference, rms_norm, scatter_add_rows, scatter_rows, sinkhorn, soft_cross_entropy, softmax,
+    weight_norm,
+};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+/// The same cases in every run.
+const SEED: RngSeed = RngSeed::Fixed(3);
+/// Of sums of f64 in another order.
+const ROUNDING: f64 = 1e-11;
+
+fn positive_rows(seed: u64, rows: usize, k: usize) -> Tensor {
+    reference::softmax(&sample(seed, (rows, k)).unwrap()).unwrap()
+}
+
+/// Some visibility of every kind over `queries` x `keys`, from the bits of `seed`.
+fn visibility(kind: usize, seed: u64, batch: usize, queries: usize, keys: usize) -> Visibility {
+    let ranks =
+        |salt: u64, n: usize| (0..n as u64).map(|i| ((seed ^ salt).rotate_left(i as u32 * 7) % 4) as u32).collect();
+    match kind {
+        0 => Visibility::All,
+        1 => Visibility::Mask(sample(seed, (queries, keys)).unwrap().ge(-0.5).unwrap()),
+        2 => Visibility::Mask(sample(seed, (batch, queries, keys)).unwrap().ge(-0.5).unwrap()),
+        3 => Visibility::Ranks { queries: ranks(1, queries), keys: ranks(2, keys), rule: RankRule::AtMost },
+        _ => Visibility::Ranks { queries: ranks(1, queries), keys: ranks(2, keys), rule: RankRule::Below },
+    }
+}
+
+proptest! {
+    // Each case runs the operator some thousand times for the central differences.
+    #![proptest_config(ProptestConfig { cases: 32, rng_seed: SEED, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn norms_agree_with_their_references(seed in 1_u64..1000, rows in 1_usize..6, dim in 2_usize..40) {
+        let inputs = [sample(seed, (rows, dim)).unwrap(), sample(seed + 1, dim).unwrap(), sample(seed + 2, dim).unwrap()];
+        check_op(&inputs[..2], |v| rms_norm(&v[0], Some(&v[1]), 1e-3), |v| reference::rms_norm(&v[0], Some(&v[1]), 1e-3))
+            .unwrap();
+        check_op(
+            &inputs,
+            |v| layer_norm(&v[0], Some(&v[1]), Some(&v[2]), 1e-2),
+            |v| reference::layer_norm(&v[0], Some(&v[1]), Some(&v[2]), 1e-2),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn linear_and_gelu_agree_with_their_references(
+        seed in 1_u64..1000, rows in 1_usize..6, inner in 1_usize..20, outer in 1_usize..20,
+    ) {
+        let inputs =
+            [sample(seed, (rows, inner)).unwrap(), sample(seed + 1, (outer, inner)).unwrap(), sample(seed + 2, outer).unwrap()];
+        check_op(&inputs, |v| linear(&v[0], &v[1], Some(&v[2])), |v| reference::linear(&v[0], &v[1], Some(&v[2]))).unwrap();
+        check_op(&inputs[..1], |v| gelu(&(&v[0] * 4.0)?), |v| reference::gelu(&(&v[0] * 4.0)?)).unwrap();
+    }
+
+    #[test]
+    fn softmax_and_its_loss_agree_with_their_references(
+        seed in 1_u64..1000, rows in 1_usize..6, k in 2_usize..40, temperature in 0.05_f64..2.0,
+    ) {
+        let logits = [sample(seed, (rows, k)).unwrap()];
+        check_op(&logits, |v| softmax(&v[0]), |v| reference::softmax(&v[0])).unwrap();
+        check_op_with(
+            &logits,
+            &[positive_rows(seed + 1, rows, k)],
+            |v, t| soft_cross_entropy(&v[0], &t[0], temperature),
+            |v, t| reference::soft_cross_entropy(&v[0], &t[0], temperature),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn unit_rows_and_split_weights_agree_with_their_references(
+        seed in 1_u64..1000, rows in 1_usize..6, dim in 2_usize..40,
+    ) {
+        let inputs = [sample(seed, (rows, dim)).unwrap(), sample(seed + 1, (rows, 1)).unwrap()];
+        check_op(&inputs[..1], |v| l2_normalize(&v[0], 1e-7), |v| reference::l2_normalize(&v[0], 1e-7)).unwrap();
+        check_op(&inputs, |v| weight_norm(&v[0], &v[1], 1e-8), |v| reference::weight_norm(&v[0], &v[1], 1e-8)).unwrap();
+    }
+
+    #[test]
+    fn row_moves_agree_with_their_references(
+        seed in 1_u64..1000, rows in 1_usize..8, width in 1_usize..20, picks in prop::collection::vec(any::<u32>(), 1..10),
+    ) {
+        let index: Vec<u32> = picks.iter().map(|pick| pick % rows as u32).collect();
+        let mut unique = index.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        unique.reverse();
+        let base = sample(seed, (rows, width)).unwrap();
+        let src = sample(seed + 1, (index.len(), width)).unwrap();
+        let inputs = [base.clone(), src.clone()];
+        check_op(&inputs[..1], |v| gather_rows(&v[0], &index), |v| reference::gather_rows(&v[0], &index)).unwrap();
+        check_op(
+            &inputs,
+            |v| scatter_add_rows(&v[0], &index, &v[1], 0.75),
+            |v| reference::scatter_add_rows(&v[0], &index, &v[1], 0.75),
+        )
+        .unwrap();
+        let inputs = [base, src.narrow(0, 0, unique.len()).unwrap()];
+        check_op(&inputs, |v| scatter_rows(&v[0], &unique, &v[1]), |v| reference::scatter_rows(&v[0], &unique, &v[1]))
+            .unwrap();
+    }
+
+    #[test]
+    fn attention_agrees_with_its_reference(
+        seed in 1_u64..1000, batch in 1_usize..3, queries in 1_usize..6, keys in 1_usize..6, heads in 1_usize..4,
+        size in 1_usize..6, kind in 0_usize..5,
+    ) {
+        let part = |salt, n: usize| sample(seed + salt, (batch, n, heads * size)).unwrap();
+        let inputs = [part(0, queries), part(1, keys), part(2, keys)];
+        let seen = visibility(kind, seed, batch, queries, keys);
+        check_op(
+            &inputs,
+            |v| attention(&v[0], &v[1], &v[2], heads, &seen),
+            |v| reference::attention(&v[0], &v[1], &v[2], heads, &seen),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn positions_agree_with_their_reference(
+        seed in 1_u64..1000, batch in 1_usize..3, tokens in 1_usize..6, heads in 1_usize..4, quarter in 1_usize..5,
+    ) {
+        let x = sample(seed, (batch, tokens, heads * quarter * 4)).unwrap();
+        let coords = sample(seed + 1, (batch, tokens, 2)).unwrap();
+        let table = frequency_table(quarter * 4).unwrap();
+        let table = Tensor::from_vec(table, (2, quarter * 4), x.device()).unwrap();
+        let angles = |dtype: DType| Angles::new(&coords.to_dtype(dtype)?, &table.to_dtype(dtype)?);
+        check_op(
+            &[x],
+            |v| position_encode(&v[0], &angles(v[0].dtype())?, heads),
+            |v| reference::position_encode(&v[0], &angles(v[0].dtype())?, heads),
+        )
+        .unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, rng_seed: SEED, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn assignments_are_balanced(
+        seed in 1_u64..1000, groups in 1_usize..4, samples in 1_usize..20, k in 1_usize..40, iterations in 1_usize..6,
+    ) {
+        let logits = sample(seed, (groups, samples, k)).unwrap();
+        let got = sinkhorn(&logits, 0.5, iterations).unwrap();
+        same("sinkhorn", &got, &reference::sinkhorn(&logits, 0.5, iterations).unwrap(), ROUNDING).unwrap();
+        // Rows end normalised, but for the 1e-8 beside a sum of 1e-3 at least; a common shift of a prototype's logits is
+        // absorbed.
+        let sums = got.sum(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        prop_assert!(sums.iter().all(|sum| (1.0 - 2e-5..1.0).contains(sum)), "{sums:?}");
+        let shifted = logits.broadcast_add(&sample(seed + 1, (groups, 1, k)).unwrap()).unwrap();
+        same("shifted", &sinkhorn(&shifted, 0.5, iterations).unwrap(), &got, 1e-9).unwrap();
+    }
+
+    #[test]
+    fn softmax_rows_sum_to_one_and_ignore_a_shift(seed in 1_u64..1000, rows in 1_usize..9, k in 1_usize..300, shift in -1e3_f64..1e3) {
+        let x = sample(seed, (rows, k)).unwrap();
+        let y = softmax(&x).unwrap();
+        same("sums", &y.sum(D::Minus1).unwrap(), &Tensor::ones(rows, DType::F64, x.device()).unwrap(), ROUNDING).unwrap();
+        same("shift", &softmax(&(&x + shift).unwrap()).unwrap(), &y, ROUNDING).unwrap();
+    }
+
+    #[test]
+    fn what_is_gathered_is_what_was_scattered(seed in 1_u64..1000, rows in 1_usize..30, width in 1_usize..70, keep in 1_usize..30) {
+        let x = sample(seed, (rows, width)).unwrap();
+        // A permutation of the rows by a stride without common factor, cut short.
+        let stride = (1..=rows).rev().find(|&stride| gcd(stride, rows) == 1).unwrap();
+        let index: Vec<u32> = (0..keep.min(rows)).map(|i| (i * stride % rows) as u32).collect();
+        let part = gather_rows(&x, &index).unwrap();
+        let back = scatter_rows(&x.zeros_like().unwrap(), &index, &part).unwrap();
+        same("gathered", &gather_rows(&back, &index).unwrap(), &part, 0.0).unwrap();
+        let added = scatter_add_rows(&x, &index, &part, -1.0).unwrap();
+        same("parts", &(added + back).unwrap(), &x, 0.0).unwrap();
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
