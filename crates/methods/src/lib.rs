@@ -1,0 +1,31 @@
+//! The pre-training methods behind one trait.
+//!
+//! A [`Method`] owns its networks and says what one step computes; which one runs, with which settings, is a
+//! [`MethodConfig`]. Methods: [`capi`].
+//!
+//! Invariants: a step changes no parameter; every trained tensor of [`Method::groups`] gets a gradient in every step;
+//! all draws come from named streams keyed by the step.
+//! Not here: the loop, files, the optimizer (`trainer`, `checkpoint`, `optim`), and the parts methods are made of.
+//!
+//! ```
+//! use candle_core::{DType, Device};
+//! use occlude_methods::{Method, MethodConfig, capi::CapiConfig};
+//! use occlude_random::Streams;
+//! use occlude_settings::Ruler;
+//! let mut config = CapiConfig::default();
+//! (config.encoder.dim, config.encoder.depth, config.encoder.heads, config.encoder.patch) = (32, 1, 2, 4);
+//! (config.predictor.dim, config.predictor.depth, config.predictor.heads) = (32, 1, 2);
+//! config.clustering.prototypes = 64;
+//! let ruler = Ruler { steps_per_epoch: 50.0, total_steps: 0 };
+//! let checked = MethodConfig::Capi(Box::new(config)).check(32, 64, 1000, ruler)?;
+//! let method = checked.build(Streams::new(0), DType::F32, &Device::Cpu)?;
+//! assert!(method.state().contains_key("student_ema.backbone.mask_token"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod capi;
+mod choice;
+mod method;
+
+pub use choice::{CheckedMethod, MethodConfig};
+pub use method::{Method, StepContext, StepOutput, ViewBatch, Weights};

@@ -1,0 +1,47 @@
+//! Vision Transformer encoders: patch embedding, positions, registers, blocks.
+//!
+//! A [`Vit`] turns images, or some patches of them, into tokens. Its blocks are public, because predictors (`heads`)
+//! are stacks of the same blocks. Parameter names are those of the official CAPI checkpoints. Source: CAPI, encoder.
+//!
+//! Invariants: tokens are `[registers, patches]`, patches row-major; coordinates are (row, column) in 0..=1; a frequency
+//! table is used as stored, never recomputed; every forward pass says which rows stochastic depth keeps.
+//! Not here: which patches are hidden (`masking`), predictors and heads (`heads`), losses, training.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use occlude_kernels::ParamStore;
+//! use occlude_vit::{DropPath, GroupFactors, Vit, VitConfig};
+//! # use occlude_random::Streams;
+//! let config = VitConfig { dim: 32, depth: 2, heads: 2, patch: 4, registers: 4, ..VitConfig::default() };
+//! let mut store = ParamStore::frozen(Streams::new(0), DType::F32, &Device::Cpu);
+//! let factors = GroupFactors { patch_embed_lr: 0.2, norm_wd: 0.1 };
+//! let vit = Vit::new(&mut store.root(), &config.check(16)?, factors)?;
+//! let images = Tensor::zeros((2, 3, 16, 16), DType::F32, &Device::Cpu)?;
+//! let seen = vit.forward(&images, Some(&[0, 5, 16, 31]), &mut DropPath::off())?; // two patches of each image
+//! assert_eq!(seen.patches()?.dims(), [2, 2, 32]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod attention;
+mod block;
+mod config;
+mod coords;
+mod drop_path;
+mod embed;
+mod features;
+mod learned;
+mod model;
+mod parts;
+mod positions;
+
+pub use attention::Attention;
+pub use block::{Block, BlockShape, CrossBlock};
+pub use config::{PositionKind, RegisterCoords, VitConfig, VitSettings, check_heads};
+pub use coords::{patch_coords, register_coords, scale_into_box};
+pub use drop_path::{DropPath, DropPathKind, Kept, residual};
+pub use embed::{PatchEmbed, patch_rows};
+pub use features::{Extractor, Features};
+pub use learned::LearnedPositions;
+pub use model::{Encoded, Vit};
+pub use parts::{GroupFactors, Mlp, NORM_EPS, RmsNorm, final_norm, linear_weight};
+pub use positions::Positions;
