@@ -1,0 +1,410 @@
+//! The loop.
+
+use crate::clock::{Clock, Spent};
+use crate::config::Training;
+use crate::event::{Event, Named, ProbeRow, StepRow};
+use crate::probe::Probe;
+use crate::replay::{Suspect, instructions, not_finite};
+use crate::sinks::Sink;
+use crate::state::{RunState, differences};
+use crate::stop::Stop;
+use crate::summary::Summary;
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use occlude_checkpoint::{Checkpoint, Checkpoints, CommitError, RunDir};
+use occlude_data::{Batch, Loader};
+use occlude_methods::{Method, StepContext, StepOutput, ViewBatch};
+use occlude_optim::{Optimizer, StepReport};
+use occlude_random::Streams;
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Where batches come from. The batch of a step must depend on the seed and the step alone.
+pub trait Batches {
+    /// The batch of the next step; waits until it is made.
+    ///
+    /// # Errors
+    /// It cannot be made; the run ends.
+    fn next(&mut self) -> occlude_data::Result<Batch>;
+}
+
+impl Batches for Loader {
+    fn next(&mut self) -> occlude_data::Result<Batch> {
+        Loader::next(self)
+    }
+}
+
+/// A run to be trained. Make one with [`Trainer::new`] and fill in what else is wanted.
+pub struct Trainer<'a> {
+    /// The folder of the run; hold its lock while training.
+    pub run: &'a RunDir,
+    /// Length, logging and saving.
+    pub training: Training,
+    /// Random streams of the run.
+    pub streams: Streams,
+    /// Where batches are put; the device of the method.
+    pub device: Device,
+    /// Settings that decide what is computed, flattened (`method.dim` -> `192`), without those that may change between
+    /// starts. A checkpoint with others is refused. The seed is added.
+    pub identity: BTreeMap<String, String>,
+    /// Start over: existing checkpoints of the run are removed.
+    pub fresh: bool,
+    /// The checkpoints of the run.
+    pub checkpoints: Checkpoints,
+    /// Where numbers go.
+    pub sinks: Vec<Box<dyn Sink + 'a>>,
+    /// What measures the method while it trains.
+    pub probes: Vec<Box<dyn Probe + 'a>>,
+    /// A wish to stop.
+    pub stop: Stop,
+}
+
+/// Which way a run ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All steps are done.
+    Finished,
+    /// A signal came; the run is saved and goes on when it is started again.
+    Interrupted,
+}
+
+/// A run that ended well.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Which way.
+    pub end: End,
+    /// Steps done.
+    pub step: u64,
+    /// Steps that were done before this start.
+    pub resumed: Option<u64>,
+    /// The newest checkpoint.
+    pub checkpoint: PathBuf,
+    /// The numbers of the run so far, with every score that a probe gave. Not written yet.
+    pub summary: Summary,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run without sinks and probes, stopped by nothing.
+    #[must_use]
+    pub fn new(run: &'a RunDir, training: Training, streams: Streams, device: Device) -> Self {
+        let checkpoints = run.checkpoints(training.retention());
+        Self {
+            run,
+            training,
+            streams,
+            device,
+            identity: BTreeMap::new(),
+            fresh: false,
+            checkpoints,
+            sinks: Vec::new(),
+            probes: Vec::new(),
+            stop: Stop::new(),
+        }
+    }
+
+    /// Trains `method` to the end of the run, from the newest checkpoint if there is one. `batches` is asked for a
+    /// source that begins with the batch of the given step.
+    ///
+    /// # Errors
+    /// See [`Error`]. Where the state of the method is sound, it is saved before the error is returned.
+    pub fn run<B: Batches>(
+        mut self,
+        method: &mut dyn Method,
+        batches: impl FnOnce(u64) -> occlude_data::Result<B>,
+    ) -> Result<Outcome> {
+        self.identity.insert("seed".to_owned(), self.streams.seed().to_string());
+        let optimizer = Optimizer::new(method.groups(), self.training.clip())?;
+        let mut running = Running::begin(self, method, optimizer)?;
+        if running.done < running.setup.training.steps() {
+            let mut batches = batches(running.done)?;
+            running.go(&mut batches)?;
+        }
+        running.end()
+    }
+}
+
+/// A run between its start and its end.
+struct Running<'a, 'm> {
+    setup: Trainer<'a>,
+    method: &'m mut dyn Method,
+    optimizer: Optimizer,
+    clock: Clock,
+    /// Steps done.
+    done: u64,
+    resumed: Option<u64>,
+    /// The newest checkpoint and the steps done when it was written.
+    saved: Option<(u64, PathBuf)>,
+    saved_at: Instant,
+    losses: Named,
+    scores: BTreeMap<String, f64>,
+    corrupt: HashSet<String>,
+}
+
+impl<'a, 'm> Running<'a, 'm> {
+    /// Finds out where the run stands and brings everything there: weights, moments, files.
+    fn begin(setup: Trainer<'a>, method: &'m mut dyn Method, optimizer: Optimizer) -> Result<Self> {
+        setup.checkpoints.recover()?;
+        if setup.fresh {
+            setup.checkpoints.clear()?;
+        }
+        let checkpoint = newest(&setup.checkpoints)?;
+        let mut running = Self {
+            setup,
+            method,
+            optimizer,
+            clock: Clock::start(Spent::default()),
+            done: 0,
+            resumed: None,
+            saved: None,
+            saved_at: Instant::now(),
+            losses: Named::default(),
+            scores: BTreeMap::new(),
+            corrupt: HashSet::new(),
+        };
+        match checkpoint {
+            Some(checkpoint) => running.resume(&checkpoint)?,
+            None => running.rewind(&BTreeMap::new())?,
+        }
+        running.tell_start()?;
+        // A run resumed after 0 steps has these scores already.
+        if running.resumed.is_none() {
+            running.probe()?;
+        }
+        Ok(running)
+    }
+
+    fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let state: RunState = checkpoint.state()?;
+        let path = checkpoint.path().to_owned();
+        if let Some(differences) = differences(&state.identity, &self.setup.identity) {
+            return Err(Error::OtherConfig { path, differences });
+        }
+        let method = checkpoint.load("method", &self.setup.device)?;
+        let optimizer = checkpoint.load("optimizer", &self.setup.device)?;
+        self.optimizer.load(&optimizer)?;
+        self.method.load(&method)?;
+        self.rewind(&state.files)?;
+        self.clock = Clock::start(state.spent);
+        self.done = state.next_step;
+        self.resumed = Some(state.next_step);
+        self.saved = Some((state.next_step, path));
+        self.losses = state.losses;
+        self.scores = state.scores;
+        Ok(())
+    }
+
+    /// Cuts every file back; a file that the checkpoint does not know starts anew.
+    fn rewind(&mut self, files: &BTreeMap<String, u64>) -> Result<()> {
+        self.setup.sinks.iter_mut().try_for_each(|sink| {
+            let position = files.get(sink.name()).copied().unwrap_or(0);
+            sink.rewind(position).map_err(|source| Error::Sink { name: sink.name().to_owned(), source })
+        })
+    }
+
+    fn tell_start(&mut self) -> Result<()> {
+        let (step, total) = (self.done, self.setup.training.steps());
+        let resumed = self.saved.as_ref().map(|(_, path)| path.clone());
+        tell(&mut self.setup.sinks, &Event::Started { step, total, resumed: resumed.as_deref() })
+    }
+
+    /// Steps until the end or a wish to stop.
+    fn go(&mut self, batches: &mut dyn Batches) -> Result<()> {
+        while self.done < self.setup.training.steps() && !self.setup.stop.requested() {
+            if let Err(error) = self.advance(batches) {
+                return Err(self.saved_if_sound(error));
+            }
+            self.probe()?;
+            if self.setup.training.saves(self.done, self.saved_at.elapsed().as_secs_f64()) {
+                self.save()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One step of the run.
+    fn advance(&mut self, batches: &mut dyn Batches) -> Result<()> {
+        let began = Instant::now();
+        let batch = batches.next()?;
+        let waited = began.elapsed();
+        self.note_corrupt(&batch);
+        let batch = to_views(batch, &self.setup.device)?;
+        let ctx = StepContext { step: self.done, streams: self.setup.streams };
+        let output = self.method.step(&batch, &ctx)?;
+        self.refuse_not_finite(&batch, &output, &ctx)?;
+        let report = self.optimizer.step(&output.gradients, self.done)?;
+        self.method.after_step(&ctx)?;
+        self.done += 1;
+        self.record(&output, &report, batch.ids.len(), (began.elapsed(), waited))
+    }
+
+    /// Ends the run if a loss or gradient is not finite, before anything has moved.
+    fn refuse_not_finite(&self, batch: &ViewBatch, output: &StepOutput, ctx: &StepContext) -> Result<()> {
+        let Some(what) = not_finite(output, &self.optimizer)? else { return Ok(()) };
+        let suspect = Suspect {
+            folder: &self.setup.run.replay_dir(),
+            method: self.method,
+            optimizer: &self.optimizer,
+            batch,
+            output,
+            ctx,
+            identity: &self.setup.identity,
+        };
+        let bundle = instructions(suspect.store(&what));
+        let checkpoint = match &self.saved {
+            Some((step, _)) => format!("the checkpoint after step {step} stands"),
+            None => "there was no checkpoint yet".to_owned(),
+        };
+        Err(Error::NonFinite { step: ctx.step, what, checkpoint, bundle })
+    }
+
+    fn note_corrupt(&mut self, batch: &Batch) {
+        for file in &batch.corrupt {
+            self.corrupt.insert(file.clone());
+        }
+    }
+
+    fn record(
+        &mut self,
+        output: &StepOutput,
+        report: &StepReport,
+        images: usize,
+        (whole, waited): (Duration, Duration),
+    ) -> Result<()> {
+        self.clock.step(images, whole, waited);
+        self.losses = Named::of(&output.losses);
+        let row = StepRow {
+            step: self.done,
+            epoch: self.done as f64 / self.setup.training.ruler().steps_per_epoch,
+            losses: self.losses.clone(),
+            metrics: Named::of(&output.metrics),
+            lr: Named::of(&report.lrs),
+            momentum: Named::of(&report.momenta),
+            grad_norm: report.grad_norm,
+        };
+        let timing = self.clock.row(self.done, self.corrupt.len() as u64);
+        let logged = self.setup.training.logs(self.done);
+        tell(&mut self.setup.sinks, &Event::Step { row: &row, timing: &timing, logged })
+    }
+
+    /// Runs the probes that are due and records their scores together.
+    fn probe(&mut self) -> Result<()> {
+        let (step, total) = (self.done, self.setup.training.steps());
+        let mut scores = Vec::new();
+        for probe in self.setup.probes.iter_mut().filter(|probe| probe.due(step, total)) {
+            scores.extend(probe.run(&*self.method, step).map_err(|source| Error::Probe { step, source })?);
+        }
+        if scores.is_empty() {
+            return Ok(());
+        }
+        self.scores.extend(scores.iter().cloned());
+        tell(&mut self.setup.sinks, &Event::Probed(&ProbeRow { step, scores: Named(scores) }))
+    }
+
+    /// Writes a checkpoint. Files are brought to disk first: it relies on their lengths.
+    fn save(&mut self) -> Result<()> {
+        let mut files = BTreeMap::new();
+        for sink in &mut self.setup.sinks {
+            let position = sink.position().map_err(|source| Error::Sink { name: sink.name().to_owned(), source })?;
+            files.extend(position.map(|position| (sink.name().to_owned(), position)));
+        }
+        let state = RunState {
+            next_step: self.done,
+            seed: self.setup.streams.seed(),
+            identity: self.setup.identity.clone(),
+            files,
+            spent: self.clock.spent(),
+            losses: self.losses.clone(),
+            scores: self.scores.clone(),
+        };
+        let (method, optimizer) = (self.method.state(), self.optimizer.state());
+        let parts = [("method", &method), ("optimizer", &optimizer)];
+        let path = match self.setup.checkpoints.commit(self.done, &parts, &state) {
+            Ok(path) => path,
+            Err(CommitError::Unconfirmed { path, source }) => {
+                tracing::warn!(path = %path.display(), error = %source, "checkpoint in place, durability unconfirmed");
+                path
+            }
+            Err(error) => return Err(error.into()),
+        };
+        tell(&mut self.setup.sinks, &Event::Saved { step: self.done, path: &path })?;
+        self.saved = Some((self.done, path));
+        self.saved_at = Instant::now();
+        Ok(())
+    }
+
+    fn is_saved(&self) -> bool {
+        self.saved.as_ref().is_some_and(|(step, _)| *step == self.done)
+    }
+
+    /// Saves before a run ends by an error from outside: a batch that cannot be made is no reason to lose steps.
+    fn saved_if_sound(&mut self, error: Error) -> Error {
+        if matches!(error, Error::Data(_))
+            && !self.is_saved()
+            && self.done > 0
+            && let Err(second) = self.save()
+        {
+            tracing::warn!(error = %second, "the run could not be saved");
+        }
+        error
+    }
+
+    fn end(mut self) -> Result<Outcome> {
+        if !self.is_saved() {
+            self.save()?;
+        }
+        tell(&mut self.setup.sinks, &Event::Ended { step: self.done })?;
+        let end = if self.done < self.setup.training.steps() { End::Interrupted } else { End::Finished };
+        let summary = self.summary(end);
+        let checkpoint = self.saved.map(|(_, path)| path).unwrap_or_default();
+        Ok(Outcome { end, step: self.done, resumed: self.resumed, checkpoint, summary })
+    }
+
+    fn summary(&self, end: End) -> Summary {
+        let spent = self.clock.spent();
+        let mut summary = Summary {
+            finished: end == End::Finished,
+            steps: self.done,
+            seconds: spent.seconds,
+            images_per_second: spent.images_per_second(),
+            wait_share: spent.wait_share(),
+            final_loss: (!self.losses.0.is_empty()).then(|| self.losses.0.iter().map(|(_, value)| value).sum()),
+            final_losses: self.losses.0.iter().cloned().collect(),
+            peak_memory_mb: spent.peak_memory_mb,
+            seed: self.setup.streams.seed(),
+            ..Summary::default()
+        };
+        self.scores.iter().for_each(|(name, value)| summary.set_score(name, *value));
+        summary
+    }
+}
+
+/// The newest whole checkpoint. Where all are damaged, starting over must be asked for: it would cost the run.
+fn newest(checkpoints: &Checkpoints) -> Result<Option<Checkpoint>> {
+    let newest = checkpoints.newest()?;
+    match (newest.checkpoint, newest.skipped.first()) {
+        (None, Some((_, first))) => Err(Error::NoWholeCheckpoint {
+            path: checkpoints.root().to_owned(),
+            count: newest.skipped.len(),
+            first: first.to_string(),
+        }),
+        (found, _) => Ok(found),
+    }
+}
+
+fn tell(sinks: &mut [Box<dyn Sink + '_>], event: &Event<'_>) -> Result<()> {
+    sinks
+        .iter_mut()
+        .try_for_each(|sink| sink.record(event).map_err(|source| Error::Sink { name: sink.name().to_owned(), source }))
+}
+
+/// The views as tensors.  [batch, 3, height, width] each
+fn to_views(batch: Batch, device: &Device) -> Result<ViewBatch> {
+    let shape = batch.shape;
+    let views = batch
+        .views
+        .into_iter()
+        .map(|view| Tensor::from_vec(view, &shape, device))
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(ViewBatch { views, ids: batch.ids })
+}
