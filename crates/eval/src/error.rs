@@ -1,0 +1,65 @@
+//! Why an evaluation could not be done.
+
+use std::path::PathBuf;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an evaluation could not be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A tensor operator or the model refused its input.
+    #[error(transparent)]
+    Tensor(#[from] occlude_kernels::Error),
+    /// An image could not be read.
+    #[error(transparent)]
+    Data(#[from] occlude_data::Error),
+    /// No image of a set has a label.
+    #[error(
+        "{what}: no image has a label; put images into one folder a class, or use a data set with labels (features, \
+         neighbours and pictures need none)"
+    )]
+    NoLabels {
+        /// Which set.
+        what: &'static str,
+    },
+    /// A protocol needs more rows than there are.
+    #[error("{what}: {got} labelled images, {needed} needed; add images, raise the limit, or ask for fewer neighbours")]
+    TooFew {
+        /// Which set.
+        what: &'static str,
+        /// How many there are.
+        got: usize,
+        /// How many are needed.
+        needed: usize,
+    },
+    /// Two sets, or a set and its own sizes, do not fit together.
+    #[error("{0}")]
+    Mismatch(String),
+    /// The model offers no vector of its own an image.
+    #[error("this model has no pooling of its own (`global`); use `average`")]
+    NoGlobal,
+    /// A feature is not finite: the model has diverged.
+    #[error("{what}: a feature of row {row} is not finite; the weights have diverged, take an earlier checkpoint")]
+    NotFinite {
+        /// Which set.
+        what: &'static str,
+        /// The row.
+        row: usize,
+    },
+    /// A file of features could not be written. Nothing was replaced.
+    #[error("{path}: not written: {message}", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        message: String,
+    },
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(error.into())
+    }
+}

@@ -1,0 +1,82 @@
+use super::{linear_probe, schedule};
+use crate::{Error, FeatureSet, LinearConfig};
+use occlude_random::Streams;
+use rand::Rng;
+
+/// Rows around one corner for each of four classes.
+fn corners(rows: usize, index: u64) -> FeatureSet {
+    let mut stream = Streams::new(11).stream("test", 0, index);
+    let mut features = Vec::new();
+    let mut labels = Vec::new();
+    for _ in 0..rows {
+        let label = stream.random_range(0..4_u32);
+        features.extend((0..6).map(|axis| stream.random::<f32>() + if axis == label { 3.0 } else { 0.0 }));
+        labels.push(Some(label));
+    }
+    FeatureSet::new(features, 6, labels).unwrap()
+}
+
+fn quick() -> LinearConfig {
+    LinearConfig { iterations: 300, lrs: vec![1e-4, 2e-2], weight_decays: vec![1e-3, 5e-2], ..LinearConfig::default() }
+}
+
+fn probe(train: &FeatureSet, test: &FeatureSet, config: &LinearConfig) -> Result<super::LinearReport, Error> {
+    linear_probe(train, test, &config.check().unwrap(), &Streams::new(3), &mut |_, _| ())
+}
+
+#[test]
+fn separable_classes_are_learned_and_the_better_rate_is_chosen() {
+    let report = probe(&corners(600, 0), &corners(200, 1), &quick()).unwrap();
+    assert_eq!(report.accuracy, 100.0);
+    assert_eq!((report.train, report.validation, report.test), (540, 60, 200));
+    assert_eq!(report.best.lr, 2e-2, "{:?}", report.trials);
+    assert_eq!(report.trials.len(), 4);
+    assert!(report.trials[0].validation < 90.0, "a rate that is far too low has not arrived: {:?}", report.trials);
+}
+
+#[test]
+fn shuffled_labels_are_chance() {
+    let mut stream = Streams::new(4).stream("test", 0, 0);
+    let mut train = corners(600, 0);
+    train.labels.iter_mut().for_each(|label| *label = Some(stream.random_range(0..4)));
+    let report = probe(&train, &corners(200, 1), &quick()).unwrap();
+    assert!(report.accuracy < 60.0, "{report:?}");
+}
+
+#[test]
+fn the_same_inputs_give_the_same_report() {
+    let run = || probe(&corners(300, 0), &corners(100, 1), &quick()).unwrap();
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn standardising_helps_features_of_unequal_scale() {
+    let squeezed = |mut set: FeatureSet| {
+        set.features.iter_mut().for_each(|value| *value = *value * 1e-4 + 5.0);
+        set
+    };
+    let (train, test) = (squeezed(corners(600, 0)), squeezed(corners(200, 1)));
+    let plain = probe(&train, &test, &quick()).unwrap().accuracy;
+    let scaled = probe(&train, &test, &LinearConfig { standardise: true, ..quick() }).unwrap().accuracy;
+    assert!(scaled == 100.0 && plain < 95.0, "{plain} plain, {scaled} standardised");
+}
+
+#[test]
+fn rows_without_label_are_left_out_and_none_at_all_is_refused() {
+    let (mut train, test) = (corners(100, 0), corners(50, 1));
+    train.labels[..30].fill(None);
+    assert_eq!(probe(&train, &test, &quick()).unwrap().train, 63);
+    train.labels[..95].fill(None);
+    assert!(matches!(probe(&train, &test, &quick()), Err(Error::TooFew { got: 5, .. })));
+    train.labels.fill(None);
+    assert!(matches!(probe(&train, &test, &quick()), Err(Error::NoLabels { .. })));
+}
+
+#[test]
+fn the_schedule_is_the_specified_one() {
+    let values: Vec<f64> = (0..50).map(|iteration| schedule(iteration, 50)).collect();
+    assert_eq!((values[0], values[2], values[4], values[5]), (0.0, 0.5, 1.0, 1.0));
+    assert!(values[49].abs() < 1e-15);
+    assert!(values[5..].windows(2).all(|pair| pair[0] > pair[1]));
+    assert_eq!(schedule(0, 1), 1.0, "a single step is not lost to the warm-up");
+}
