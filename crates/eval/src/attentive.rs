@@ -1,5 +1,5 @@
-//! The attentive probe on frozen tokens (spec/capi.md 15.2): one learned query a head looks at all tokens, then a
-//! linear layer.
+//! The attentive probe on frozen tokens (CAPI, classification probes): one learned query a head looks at all tokens,
+//! then a linear layer.
 
 use crate::Result;
 use candle_core::{Device, Tensor};

@@ -108,7 +108,7 @@ impl Probe {
     }
 }
 
-/// k-NN classification, as written (spec/capi.md 15.4).
+/// k-NN classification, as written (the CAPI paper reports such scores; the protocol is ours).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KnnConfig {
@@ -150,8 +150,8 @@ impl KnnConfig {
     }
 }
 
-/// The linear probe on frozen features, as written (spec/capi.md 15.2). The published sweep trains 12 500 iterations on
-/// augmented images; here features are computed once, and fewer iterations are enough for small sets.
+/// The linear probe on frozen features, as written (CAPI, classification probes). The published sweep trains 12 500
+/// iterations on augmented images; here features are computed once, and fewer iterations are enough for small sets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinearConfig {

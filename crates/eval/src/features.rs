@@ -1,4 +1,4 @@
-//! One feature vector an image, from a frozen model (spec/capi.md 15.1).
+//! One feature vector an image, from a frozen model (CAPI, features of a frozen model).
 
 use crate::config::Pooling;
 use crate::{Error, Result};

@@ -1,5 +1,5 @@
-//! k-NN classification of frozen features (spec/capi.md 15.4): cosine similarity, several numbers of neighbours, plain
-//! and weighted votes.
+//! k-NN classification of frozen features: cosine similarity, several numbers of neighbours, plain and weighted votes.
+//! The CAPI paper reports such scores; the protocol is ours.
 
 use crate::config::KnnSettings;
 use crate::features::FeatureSet;

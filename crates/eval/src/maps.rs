@@ -1,4 +1,4 @@
-//! Pictures of the patch features of some images: principal components as colours (spec/capi.md 15.5).
+//! Pictures of the patch features of some images: principal components as colours (CAPI, visualisations of features).
 
 use crate::features::images;
 use crate::pca::{JOINT, PER_IMAGE, joint_components, per_image_components, rgb};

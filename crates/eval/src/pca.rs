@@ -1,4 +1,5 @@
-//! Whitened principal components of patch features, and the picture made of the first three (spec/capi.md 15.5).
+//! Whitened principal components of patch features, and the picture made of the first three (CAPI, visualisations of
+//! features).
 
 use crate::eigen::symmetric;
 use crate::{Error, Result};

@@ -1,3 +1,5 @@
+//! The drawn set: frozen pictures, balance, and how poorly pixels tell its classes.
+
 use super::Synthetic;
 use crate::{Dataset, Split};
 

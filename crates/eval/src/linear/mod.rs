@@ -1,4 +1,4 @@
-//! The linear probe on frozen features (spec/capi.md 15.2): one linear layer with bias for every learning rate and
+//! The linear probe on frozen features (CAPI, classification probes): one linear layer with bias for every learning rate and
 //! weight decay of a sweep, all trained together on the same batches; the best on a validation split is scored.
 //!
 //! Differs from the reference in one point: features are computed once, without random crops.

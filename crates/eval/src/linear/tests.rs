@@ -1,3 +1,5 @@
+//! The linear probe against known problems and the reference tensors.
+
 use super::{linear_probe, schedule};
 use crate::{Error, FeatureSet, LinearConfig};
 use occlude_random::Streams;

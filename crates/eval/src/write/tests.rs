@@ -1,3 +1,5 @@
+//! Feature files, read back.
+
 use super::{Format, features};
 use crate::{Error, FeatureSet};
 use candle_core::{Device, Tensor};

@@ -1,0 +1,143 @@
+//! The report of a run: curves from its files, scores from its summary, pictures from its weights.
+
+use crate::pictures::Pictures;
+use anyhow::{Context, Result};
+use occlude_checkpoint::RunDir;
+use occlude_config::RunConfig;
+use occlude_methods::MethodConfig;
+use occlude_report::{Chart, Curve, Fact, Highlight, ReportData, Score};
+use occlude_trainer::{ProbeRow, StepRow, Summary};
+use std::collections::BTreeMap;
+
+/// Makes the page and writes it into the run.
+pub(crate) fn write(dir: &RunDir, config: &RunConfig, pictures: &Pictures<'_>) -> Result<()> {
+    let summary = Summary::read(&dir.summary_file()).unwrap_or_default();
+    let mut data = ReportData {
+        title: dir.path().file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
+        summary: sentence(config),
+        highlights: highlights(&summary),
+        scores: scores(&summary).into(),
+        charts: charts(dir, config, &summary)?.into(),
+        facts: facts(dir, &summary),
+        settings: config.to_toml()?,
+        ..ReportData::default()
+    };
+    pictures.fill(&mut data);
+    dir.write("report.html", occlude_report::render(&data)?.as_bytes())?;
+    Ok(())
+}
+
+fn sentence(config: &RunConfig) -> String {
+    let MethodConfig::Capi(capi) = &config.method;
+    let (encoder, crop) = (&capi.encoder, config.data.crop.size);
+    format!(
+        "CAPI: an encoder of {} blocks, {} wide, on {} at {crop} x {crop} pixels in patches of {}; {:.0} % hidden.",
+        encoder.depth,
+        encoder.dim,
+        config.data.source.path,
+        encoder.patch,
+        100.0 * capi.mask.ratio
+    )
+}
+
+fn highlights(summary: &Summary) -> Vec<Highlight> {
+    let percent = |value: f64| format!("{value:.1} %");
+    let mut shown = Vec::new();
+    if let Some(knn) = summary.knn {
+        let levels = [("random weights", summary.knn_random_weights), ("raw pixels", summary.knn_pixels)];
+        let note = levels.iter().filter_map(|(name, value)| value.map(|value| format!("{name} {value:.1}")));
+        let note = note.collect::<Vec<_>>().join(", ");
+        shown.push(Highlight { value: percent(knn), label: "k-NN accuracy".into(), note });
+    }
+    if let Some(linear) = summary.linear {
+        shown.push(Highlight { value: percent(linear), label: "linear probe".into(), note: String::new() });
+    }
+    let minutes = format!("{:.1} min", summary.seconds / 60.0);
+    shown.push(Highlight { value: minutes, label: "of training".into(), note: format!("{} steps", summary.steps) });
+    let rate = format!("{:.0}", summary.images_per_second);
+    let note = format!("{:.0} % of the time waiting for images", 100.0 * summary.wait_share);
+    shown.push(Highlight { value: rate, label: "images a second".into(), note });
+    shown
+}
+
+fn scores(summary: &Summary) -> Vec<Score> {
+    let own = [("k-NN", summary.knn, "average pooling"), ("linear probe", summary.linear, "average pooling")];
+    let predictor = summary.scores.get("knn_global").copied();
+    let own = own.into_iter().chain([("k-NN", predictor, "predictor pooling")]);
+    let own = own.filter_map(|(name, percent, note)| Some(Score::of(name, percent?, note)));
+    let levels = [("k-NN, raw pixels", summary.knn_pixels), ("k-NN, random weights", summary.knn_random_weights)];
+    own.chain(levels.into_iter().filter_map(|(name, percent)| Some(Score::baseline(name, percent?, "")))).collect()
+}
+
+/// Rows of `metrics.jsonl`.
+fn metrics(dir: &RunDir) -> Result<(Vec<StepRow>, Vec<ProbeRow>)> {
+    let file = dir.metrics_file();
+    let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let (mut steps, mut probes) = (Vec::new(), Vec::new());
+    for line in text.lines() {
+        // A line cut short by a kill is taken back when the run resumes; a report made before that leaves it out.
+        let Ok(row) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+        if row.get("scores").is_some() {
+            probes.extend(serde_json::from_value::<ProbeRow>(row));
+        } else {
+            steps.extend(serde_json::from_value::<StepRow>(row));
+        }
+    }
+    Ok((steps, probes))
+}
+
+fn charts(dir: &RunDir, config: &RunConfig, summary: &Summary) -> Result<Vec<Chart>> {
+    let (steps, probes) = metrics(dir)?;
+    let batch = config.train.batch as f64;
+    let knn: Vec<(f64, f64)> =
+        probes.iter().filter_map(|row| Some((row.step as f64 * batch, row.scores.get("knn")?))).collect();
+    let losses = series(&steps, |row| &row.losses.0);
+    let mut charts = Vec::new();
+    if !knn.is_empty() {
+        charts.push(Chart::knn(knn, summary.knn_pixels, summary.knn_random_weights));
+    }
+    if let Some(points) = losses.get("prediction") {
+        charts.push(Chart::losses(vec![Curve::new("prediction", points.clone())]));
+    }
+    if let Some(points) = losses.get("clustering") {
+        charts.push(Chart::clustering_loss(points.clone()));
+    }
+    if let Some(points) = series(&steps, |row| &row.metrics.0).get("target_entropy") {
+        let MethodConfig::Capi(capi) = &config.method;
+        charts.push(Chart::target_entropy(points.clone(), Some((capi.clustering.prototypes as f64).ln())));
+    }
+    let rates = series(&steps, |row| &row.lr.0).into_iter().map(|(name, points)| Curve::new(name, points));
+    charts.push(Chart::learning_rates(rates.collect()));
+    Ok(charts)
+}
+
+/// Points over steps by name.
+fn series(rows: &[StepRow], of: impl Fn(&StepRow) -> &[(String, f64)]) -> BTreeMap<String, Vec<(f64, f64)>> {
+    let mut all: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    for row in rows {
+        for (name, value) in of(row) {
+            all.entry(name.clone()).or_default().push((row.step as f64, *value));
+        }
+    }
+    all
+}
+
+fn facts(dir: &RunDir, summary: &Summary) -> Vec<Fact> {
+    let mut facts = vec![
+        Fact::new("steps", summary.steps.to_string()),
+        Fact::new("seconds", format!("{:.1}", summary.seconds)),
+        Fact::new("images per second", format!("{:.1}", summary.images_per_second)),
+        Fact::new("seed", summary.seed.to_string()),
+    ];
+    facts.extend(summary.peak_memory_mb.map(|peak| Fact::new("peak memory", format!("{peak:.0} MiB"))));
+    facts.extend(summary.final_loss.map(|loss| Fact::new("final loss", format!("{loss:.4}"))));
+    let run: Option<BTreeMap<String, serde_json::Value>> =
+        std::fs::read(dir.run_file()).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    for (name, value) in run.unwrap_or_default() {
+        if name != "seed" {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            facts.push(Fact::new(name, value));
+        }
+    }
+    facts
+}

@@ -1,0 +1,39 @@
+//! The settings of a command: a config file, the environment, `--set`.
+
+use anyhow::Result;
+use clap::Args;
+use occlude_config::{RunConfig, Sources};
+use std::path::PathBuf;
+
+/// Where settings come from.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ConfigArgs {
+    /// Config file; without one, the built-in quick start.
+    pub(crate) config: Option<PathBuf>,
+    /// Change one setting; may be repeated. Values are TOML, words need no quotes.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+impl ConfigArgs {
+    /// The settings, not yet checked.
+    pub(crate) fn resolve(&self) -> Result<RunConfig> {
+        let environment = std::env::vars_os().filter_map(|(name, value)| {
+            // A name or value that is not text is none of ours.
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        let sources = Sources {
+            file: self.config.clone(),
+            quickstart: self.config.is_none(),
+            environment: environment.collect(),
+            set: self.set.clone(),
+        };
+        Ok(occlude_config::resolve(&sources)?)
+    }
+
+    /// What the run is called: the name of its config.
+    pub(crate) fn name(&self) -> String {
+        let stem = self.config.as_deref().and_then(|path| path.file_stem());
+        stem.map_or_else(|| "quickstart".to_owned(), |stem| stem.to_string_lossy().into_owned())
+    }
+}

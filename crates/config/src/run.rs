@@ -1,0 +1,278 @@
+//! The schema of a run: what every room wants to know, in one tree.
+
+use crate::identity::identity;
+use crate::{Error, Result, Sources, layers, merge, presets};
+use occlude_data::{CropConfig, EvalMode, LoaderConfig, LoaderSettings, RandomCrop, Source, SourceConfig};
+use occlude_eval::{Eval, EvalConfig, Probe, ProbeConfig};
+use occlude_methods::{CheckedMethod, MethodConfig};
+use occlude_settings::{ConfigError, require};
+use occlude_trainer::{TrainConfig, Training};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Images of the training set where a config is checked without opening it; only lengths in epochs depend on it.
+const NOMINAL_IMAGES: usize = 50_000;
+
+/// Images: which, how they are varied, how they are loaded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// Which images.
+    pub source: SourceConfig,
+    /// Random crop and flip in training.
+    pub crop: CropConfig,
+    /// How an image becomes a square of the crop's size in probes, evaluation and reports.
+    pub eval: EvalMode,
+    /// Threads and queue; they change no batch.
+    pub loader: LoaderConfig,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            source: SourceConfig::default(),
+            crop: CropConfig::default(),
+            eval: EvalMode::Squash,
+            loader: LoaderConfig::default(),
+        }
+    }
+}
+
+/// A run as written: every setting there is. Defaults are those of each room.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// Settings to start from, by name; everything else is laid over them.
+    pub preset: Option<String>,
+    /// Key of all randomness of training.
+    pub seed: u64,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// Threads of the tensor code; all cores where absent. Results do not depend on it.
+    pub threads: Option<usize>,
+    /// Weights in the official layout to begin with instead of random ones.
+    pub init_from: Option<String>,
+    /// Images.
+    pub data: DataConfig,
+    /// The method and its networks.
+    pub method: MethodConfig,
+    /// Length, batch, checkpoints.
+    pub train: TrainConfig,
+    /// k-NN while training.
+    pub probe: ProbeConfig,
+    /// Scores at the end and of `occlude eval`.
+    pub eval: EvalConfig,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            preset: None,
+            seed: 0,
+            device: "cpu".into(),
+            threads: None,
+            init_from: None,
+            data: DataConfig::default(),
+            method: MethodConfig::default(),
+            train: TrainConfig::default(),
+            probe: ProbeConfig::default(),
+            eval: EvalConfig::default(),
+        }
+    }
+}
+
+/// A run whose every setting is allowed.
+#[derive(Debug)]
+pub struct Run {
+    /// Key of all randomness of training.
+    pub seed: u64,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// Which images.
+    pub source: Source,
+    /// Random crop and flip.
+    pub crop: Arc<RandomCrop>,
+    /// How an image becomes a square outside training.
+    pub eval_mode: EvalMode,
+    /// Threads and queue.
+    pub loader: LoaderSettings,
+    /// The method.
+    pub method: CheckedMethod,
+    /// Length, batch, checkpoints.
+    pub training: Training,
+    /// k-NN while training.
+    pub probe: Probe,
+    /// Scores at the end.
+    pub eval: Eval,
+}
+
+/// Settings that may change between the start of a run and its resumption: they say where and how often, not what.
+pub(crate) const FREE: &[&str] = &[
+    "preset",
+    "device",
+    "threads",
+    "data.loader",
+    "data.eval",
+    "data.source.cache_mb",
+    "train.log_every",
+    "train.checkpoint",
+    "probe",
+    "eval",
+];
+
+/// Reads all layers into one config. Values are not checked yet.
+///
+/// # Errors
+/// A file that cannot be read, text that is not TOML, an unknown key or preset, a value of the wrong kind.
+pub fn resolve(sources: &Sources) -> Result<RunConfig> {
+    let mut written = layers::read(sources)?;
+    if let Some(preset) = presets::named_in(&written)? {
+        written.insert(0, preset);
+    }
+    merge::merge(written)
+}
+
+impl RunConfig {
+    /// Asks every room to check its part, for a training set of `images` images (if known: lengths in epochs depend on it).
+    ///
+    /// # Errors
+    /// Names the first setting that is not allowed, with its full name.
+    pub fn check(&self, images: Option<usize>) -> Result<Run> {
+        let device =
+            require("device", self.device.as_str(), "must be `cpu` or `cuda`", |d| ["cpu", "cuda"].contains(d))?;
+        if let Some(threads) = self.threads {
+            require("threads", threads, "must be between 1 and 1024", |t| (1..=1024).contains(t))?;
+        }
+        let source = inside("data.source", self.data.source.check())?;
+        let crop = inside("data.crop", self.data.crop.check())?;
+        inside("data.eval", crop.eval_transform(self.data.eval))?;
+        let training = inside("train", self.train.check(images.unwrap_or(NOMINAL_IMAGES)))?;
+        let loader = self.data.loader.check(training.batch()).map_err(|error| match error.field.as_str() {
+            "batch" => error.inside("train"),
+            _ => error.inside("data.loader"),
+        })?;
+        let ruler = training.ruler();
+        let method = self.method.check(crop.size(), training.batch(), training.steps(), ruler);
+        let method = inside("method", method)?;
+        self.reachable(images, crop.size() / method.patch_size())?;
+        Ok(Run {
+            seed: self.seed,
+            device: device.to_owned(),
+            source,
+            crop: Arc::new(crop),
+            eval_mode: self.data.eval,
+            loader,
+            method,
+            probe: inside("probe", self.probe.check(ruler))?,
+            eval: inside("eval", self.eval.check())?,
+            training,
+        })
+    }
+
+    /// Refuses more prototypes than there are patches to tell apart: some could never be reached.
+    fn reachable(&self, images: Option<usize>, side: usize) -> Result<()> {
+        let MethodConfig::Capi(capi) = &self.method;
+        if let Some(images) = images {
+            let patches = images.saturating_mul(side * side);
+            let allowed = format!(
+                "must be at most the {patches} patches of the {images} training images: more could not be reached; \
+                 lower it or give more images"
+            );
+            let prototypes = capi.clustering.prototypes;
+            require("method.clustering.prototypes", prototypes, &allowed, |k| *k <= patches)?;
+        }
+        Ok(())
+    }
+
+    /// The whole config as TOML, which reads back as the same config.
+    ///
+    /// # Errors
+    /// A value that TOML cannot hold, such as a seed above 2^63.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string(self)?)
+    }
+
+    /// Settings that decide what is learned, flattened (`method.encoder.dim` -> `192`). Those that may change between
+    /// the start of a run and its resumption are left out.
+    #[must_use]
+    pub fn identity(&self) -> BTreeMap<String, String> {
+        identity(self)
+    }
+}
+
+fn inside<T>(table: &str, checked: Result<T, ConfigError>) -> Result<T> {
+    checked.map_err(|error| Error::from(error.inside(table)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RunConfig, resolve};
+    use crate::Sources;
+
+    fn with(set: &[&str]) -> RunConfig {
+        let set = set.iter().map(|text| (*text).to_owned()).collect();
+        resolve(&Sources { quickstart: true, set, ..Sources::default() }).unwrap()
+    }
+
+    fn refused(set: &[&str]) -> String {
+        with(set).check(Some(1000)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn refusals_carry_the_full_name() {
+        for (set, start) in [
+            ("method.mask.ratio=1.2", "method.mask.ratio = 1.2: must be between 0 and 1"),
+            ("method.encoder.heads=3", "method.encoder.heads = 3: must divide"),
+            ("method.clustering.prototypes=1", "method.clustering.prototypes = 1: must be at least 2"),
+            ("method.optimizer.lr=-1", "method.optimizer.lr = -1"),
+            ("train.batch=0", "train.batch = 0: must be at least 1"),
+            ("train.batch=2000000", "train.batch = 2000000: must be between"),
+            ("data.crop.flip=2", "data.crop.flip = 2: must be a probability"),
+            ("data.loader.queue=0", "data.loader.queue = 0"),
+            ("data.source.holdout=1.5", "data.source.holdout = 1.5"),
+            ("data.eval={ short_side = { resize = 8 } }", "data.eval.resize = 8: must be between"),
+            ("probe.bank=1", "probe.bank = 1"),
+            ("eval.knn.temperature=0", "eval.knn.temperature = 0"),
+            ("device=abacus", "device = abacus: must be `cpu` or `cuda`"),
+            ("threads=0", "threads = 0"),
+        ] {
+            let message = refused(&[set]);
+            assert!(message.starts_with(start), "{set}: {message}");
+            assert!(!message.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn more_prototypes_than_patches_cannot_be_reached() {
+        let message = refused(&["method.clustering.prototypes=16001"]);
+        assert!(message.contains("16000 patches of the 1000 training images"), "{message}");
+        with(&["method.clustering.prototypes=16000"]).check(Some(1000)).unwrap();
+    }
+
+    #[test]
+    fn a_config_survives_being_written() {
+        for config in
+            [RunConfig::default(), with(&["threads=3", "train.clip=1", "data.source.test=x", "preset=capi-vit-s"])]
+        {
+            let text = config.to_toml().unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("config.toml");
+            std::fs::write(&path, &text).unwrap();
+            let read = resolve(&Sources { file: Some(path), ..Sources::default() }).unwrap();
+            assert_eq!(read, config, "{text}");
+            assert_eq!(read.to_toml().unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn what_may_change_is_no_part_of_the_identity() {
+        let base = with(&[]).identity();
+        assert!(base.contains_key("method.encoder.dim") && base.contains_key("seed"));
+        let free = ["threads=3", "data.loader.workers=7", "train.log_every=3", "probe.every.steps=5", "eval.batch=3"];
+        assert_eq!(with(&free).identity(), base);
+        for changed in ["method.encoder.dim=256", "train.length.steps=601", "data.crop.flip=0.5"] {
+            assert_ne!(with(&[changed]).identity(), base, "{changed}");
+        }
+    }
+}

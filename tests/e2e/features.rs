@@ -1,0 +1,47 @@
+//! Features of a folder in three formats, and scores of a finished run.
+
+use occlude_e2e::Lab;
+
+fn trained() -> Lab {
+    let lab = Lab::new().images(10);
+    lab.occlude("train tiny.toml --out run").succeeds();
+    lab
+}
+
+#[test]
+fn every_format_is_written() {
+    let lab = trained();
+    for (file, magic) in [("f.npy", &b"\x93NUMPY"[..]), ("f.parquet", b"PAR1")] {
+        lab.occlude(&format!("features run --data images --out {file}")).succeeds();
+        assert!(lab.read(file).starts_with(magic), "{file}");
+    }
+    lab.occlude("features run --data images --out f.safetensors").succeeds();
+    let tensors = candle_core::safetensors::load(lab.path("f.safetensors"), &candle_core::Device::Cpu).unwrap();
+    let features = tensors.values().find(|tensor| tensor.rank() == 2).unwrap();
+    assert_eq!(features.dims(), [10, 16], "one row an image, the width of the encoder");
+    let error = lab.occlude("features run --data images --out f.txt").refuses();
+    assert!(error.contains("npy") && error.contains("parquet"), "{error}");
+}
+
+#[test]
+fn eval_scores_a_run_and_a_checkpoint() {
+    let lab = trained();
+    let newest = lab.checkpoints("run").pop().unwrap();
+    for target in ["run".to_owned(), format!("run/checkpoints/{newest}")] {
+        let outcome = lab.occlude(&format!("eval {target}")).succeeds();
+        for row in ["k-NN", "linear", "random weights", "pixels", "predictor"] {
+            assert!(outcome.stdout.contains(row), "{row}: {}", outcome.report());
+        }
+    }
+    let student = lab.occlude("eval run --weights student").succeeds();
+    assert!(student.stdout.contains("student"), "{}", student.report());
+}
+
+#[test]
+fn what_is_no_run_is_refused() {
+    let lab = Lab::new();
+    for command in ["eval nowhere", "report nowhere", "features nowhere --data images --out f.npy"] {
+        let error = lab.occlude(command).refuses();
+        assert!(error.contains("nowhere"), "{error}");
+    }
+}

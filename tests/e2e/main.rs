@@ -1,0 +1,13 @@
+//! Drives the real `occlude` from outside, as a person does: every module is one promise of the README.
+// Helpers outside `#[test]` functions are test code too: they stop and say so like one.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+mod bad_input;
+mod config;
+mod diverged;
+mod export;
+mod features;
+mod help;
+mod report;
+mod resume;
+mod tensorboard;
