@@ -186,7 +186,9 @@ impl CustomOp3 for Attention {
             let [q_values, k_values, v_values, gradient, log_sums] = tensors.map(Values::<T>::of);
             let inputs = [&*q_values?, &*k_values?, &*v_values?];
             let [dq, dk, dv] = all_backward(inputs, &gradient?, &log_sums?, self.sizes, self.pairs.as_ref());
-            Ok((Some(cpu::tensor(dq, q.shape())?), Some(cpu::tensor(dk, k.shape())?), Some(cpu::tensor(dv, v.shape())?)))
+            // The three come together; that of an untracked input is dropped here.
+            let given = |x: &Tensor, dx| x.track_op().then(|| cpu::tensor(dx, x.shape())).transpose();
+            Ok((given(q, dq)?, given(k, dk)?, given(v, dv)?))
         })
     }
 }

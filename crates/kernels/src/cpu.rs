@@ -128,17 +128,33 @@ pub(crate) fn for_chunks<T: Real>(out: &mut [T], chunk: usize, work: usize, f: i
     });
 }
 
-/// Runs `f` for every index below `count`, in groups that share a scratch memory.
+/// [`for_chunks`] on two equally long slices at once.
+pub(crate) fn for_chunk_pairs<T: Real>(
+    (a, b): (&mut [T], &mut [T]),
+    chunk: usize,
+    work: usize,
+    f: impl Fn(usize, &mut [T], &mut [T]) + Sync,
+) {
+    let b = SharedRows::new(b);
+    for_chunks(a, chunk, work, |i, a| {
+        // SAFETY: chunk i of `b` lies where chunk i of `a` does, and those are disjoint.
+        #[allow(unsafe_code)]
+        f(i, a, unsafe { b.range(i * chunk, a.len()) });
+    });
+}
+
+/// Runs `f` for every index below `count`, in groups of up to eight that share a scratch memory.
 pub(crate) fn for_each_index<S>(
     count: usize,
     work: usize,
     scratch: impl Fn() -> S + Sync,
     f: impl Fn(&mut S, usize) + Sync,
 ) {
-    const GROUP: usize = 8;
-    for_each(count.div_ceil(GROUP), work, &|group| {
+    // Few indices are whole tasks, so that many threads find work.
+    let size = (count / 64).clamp(1, 8);
+    for_each(count.div_ceil(size), work, &|group| {
         let mut scratch = scratch();
-        (group * GROUP..count.min((group + 1) * GROUP)).for_each(|i| f(&mut scratch, i));
+        (group * size..count.min((group + 1) * size)).for_each(|i| f(&mut scratch, i));
     });
 }
 
@@ -216,20 +232,33 @@ pub(crate) fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
     if m * n * k == 0 {
         return vec![T::zero(); m * n];
     }
+    let parallel = if m * n * k < SERIAL_WORK { Parallelism::None } else { Parallelism::Rayon(0) };
+    let mut out = Vec::with_capacity(m * n);
+    // SAFETY: `out` has room for m * n elements; `write_product` writes each of them without reading it first, after
+    // which its length is m * n.
+    #[allow(unsafe_code)]
+    unsafe {
+        write_product(out.as_mut_ptr(), a, b, parallel);
+        out.set_len(m * n);
+    }
+    out
+}
+
+/// # Safety
+/// `out` is valid for writes of `a.rows * b.columns` elements that neither input holds.
+#[allow(unsafe_code)]
+unsafe fn write_product<T: Real>(out: *mut T, a: Matrix<'_, T>, b: Matrix<'_, T>, parallel: Parallelism) {
+    let (m, n, k) = (a.rows, b.columns, a.columns.min(b.rows));
     // These slices are the bounds check of the raw pointers below.
     let (left, right) = (&a.values[..a.extent()], &b.values[..b.extent()]);
-    let mut out = Vec::with_capacity(m * n);
-    let parallel = if m * n * k < SERIAL_WORK { Parallelism::None } else { Parallelism::Rayon(0) };
     // SAFETY: rows, columns and strides address exactly the slices taken above: the largest offset of each matrix is
-    // its extent less one. `out` is a new allocation of m * n elements; the product writes each of them without
-    // reading it first (`read_dst` is false), after which its length is m * n.
-    #[allow(unsafe_code)]
+    // its extent less one. The caller vouches for `out`, which is not read (`read_dst` is false).
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             1,
             n as isize,
             false,
@@ -246,9 +275,7 @@ pub(crate) fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
             false,
             parallel,
         );
-        out.set_len(m * n);
     }
-    out
 }
 
 /// Rows of a matrix that several threads write, each its own.

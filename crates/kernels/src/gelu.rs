@@ -1,15 +1,15 @@
 //! GELU in its exact form.
 
-use crate::cpu::{self, Values, by_dtype};
+use crate::cpu::{self, Real, Values, by_dtype};
 use crate::simd::vectorised;
 use crate::{Result, input, reference};
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
 const OP: &str = "gelu";
 /// Elements per parallel chunk.
-const CHUNK: usize = 8 * 1024;
+pub(crate) const CHUNK: usize = 8 * 1024;
 /// Cost of an element next to a multiply-add.
-const COST: usize = 16;
+pub(crate) const COST: usize = 16;
 
 /// `x * Phi(x)` with the normal distribution function Phi (the erf form, not the tanh approximation). Any shape.
 ///
@@ -26,6 +26,11 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 /// Saves nothing but its input: the backward pass computes Phi anew, which is cheaper than to read it from memory.
 struct Gelu;
 
+/// The activation of every element.
+pub(crate) fn all<T: Real>(x: &[T]) -> Vec<T> {
+    cpu::fill_chunks(x.len(), CHUNK, x.len() * COST, |i, y: &mut [T]| forward(&x[i * CHUNK..][..y.len()], y))
+}
+
 impl CustomOp1 for Gelu {
     fn name(&self) -> &'static str {
         OP
@@ -34,10 +39,7 @@ impl CustomOp1 for Gelu {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         by_dtype!(OP, cpu::dtype(storage), T => {
             let x = cpu::slice::<T>(storage, layout)?;
-            let y = cpu::fill_chunks(x.len(), CHUNK, x.len() * COST, |i, y: &mut [T]| {
-                forward(&x[i * CHUNK..][..y.len()], y);
-            });
-            Ok((cpu::storage(y), layout.shape().clone()))
+            Ok((cpu::storage(all(x)), layout.shape().clone()))
         })
     }
 
@@ -67,6 +69,17 @@ vectorised! {
         for ((dx, x), gradient) in dx.iter_mut().zip(x).zip(gradient) {
             let (distribution, density) = x.normal::<ISA>();
             *dx = *gradient * T::fused::<ISA>(*x, density, distribution);
+        }
+    }
+}
+
+vectorised! {
+    /// Replaces `x` by its activation and, in `dy`, the gradient of the activation by that of `x`.
+    pub(crate) fn forward_and_backward / forward_and_backward_at<T, ISA>(x: &mut [T], dy: &mut [T]) {
+        for (x, dy) in x.iter_mut().zip(dy) {
+            let (distribution, density) = x.normal::<ISA>();
+            *dy *= T::fused::<ISA>(*x, density, distribution);
+            *x *= distribution;
         }
     }
 }

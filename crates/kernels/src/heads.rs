@@ -134,7 +134,7 @@ vectorised! {
         for start in (0..nq).step_by(BLOCK) {
             let rows = BLOCK.min(nq - start);
             load(&mut scratch.queries, q, start..start + rows, size, row, sizes.scale());
-            let queries = Left::rows(&scratch.queries, row);
+            let queries = Left::Rows(&scratch.queries, row);
             multiply_at(ISA, &mut scratch.scores, queries, &scratch.keys_t, rows, size, padded, false);
             let out = &mut scratch.out[start * row..];
             let mut shares = [T::zero(); BLOCK];
@@ -144,7 +144,7 @@ vectorised! {
                 shares[r] = share;
                 scratch.log_sums[start + r] = log_sum;
             }
-            multiply_at(ISA, out, Left::rows(&scratch.scores, padded), &scratch.values, rows, nk, row, false);
+            multiply_at(ISA, out, Left::Rows(&scratch.scores, padded), &scratch.values, rows, nk, row, false);
             for (out, share) in out.chunks_exact_mut(row.max(1)).zip(&shares[..rows]) {
                 for value in out {
                     *value *= *share;
@@ -172,14 +172,14 @@ vectorised! {
             load(&mut scratch.queries, q, start..start + rows, size, row, sizes.scale());
             load(&mut scratch.outward, gradient, start..start + rows, size, row, T::one());
             let Scratch { scores, slopes, queries, outward, .. } = scratch;
-            multiply_at(ISA, scores, Left::rows(queries, row), &scratch.keys_t, rows, size, padded, false);
-            multiply_at(ISA, slopes, Left::rows(outward, row), &scratch.values_t, rows, size, padded, false);
+            multiply_at(ISA, scores, Left::Rows(queries, row), &scratch.keys_t, rows, size, padded, false);
+            multiply_at(ISA, slopes, Left::Rows(outward, row), &scratch.values_t, rows, size, padded, false);
             for r in 0..rows {
                 let visible = visible.map(|visible| &visible[(start + r) * nk..][..nk]);
                 let scores = &mut scores[r * padded..][..padded];
                 probabilities_row::<T, ISA>(scores, nk, visible, log_sums[start + r]);
             }
-            multiply_at(ISA, &mut scratch.values_gradient, Left::columns(scores, padded), outward, nk, rows, row, true);
+            multiply_at(ISA, &mut scratch.values_gradient, Left::Columns(scores, padded), outward, nk, rows, row, true);
             for (scores, slopes) in scores.chunks_exact(padded.max(1)).zip(slopes.chunks_exact_mut(padded.max(1))).take(rows) {
                 let mean = dot::<T, ISA>(scores, slopes);
                 for (slope, probability) in slopes.iter_mut().zip(scores) {
@@ -187,10 +187,10 @@ vectorised! {
                 }
             }
             let out = &mut scratch.out[start * row..];
-            multiply_at(ISA, out, Left::rows(slopes, padded), &scratch.keys, rows, nk, row, false);
+            multiply_at(ISA, out, Left::Rows(slopes, padded), &scratch.keys, rows, nk, row, false);
             let scale = sizes.scale::<T>();
             out[..rows * row].iter_mut().for_each(|value| *value *= scale);
-            multiply_at(ISA, &mut scratch.keys_gradient, Left::columns(slopes, padded), queries, nk, rows, row, true);
+            multiply_at(ISA, &mut scratch.keys_gradient, Left::Columns(slopes, padded), queries, nk, rows, row, true);
         }
     }
 }
@@ -247,30 +247,19 @@ fn load<T: Real>(to: &mut [T], from: Rows<'_, T>, rows: std::ops::Range<usize>, 
 #[inline(always)]
 fn load_transposed<T: Real>(to: &mut [T], from: Rows<'_, T>, rows: usize, size: usize, padded: usize) {
     for i in 0..rows {
-        for (c, value) in from.row(i, size).iter().enumerate() {
-            to[c * padded + i] = *value;
+        for (column, value) in to.chunks_exact_mut(padded.max(1)).zip(from.row(i, size)) {
+            column[i] = *value;
         }
     }
 }
 
-/// The left factor of a small product: element (i, p) lies at `i * row + p * column`.
+/// The left factor of a small product, [m, k].
 #[derive(Clone, Copy)]
-struct Left<'a, T> {
-    values: &'a [T],
-    row: usize,
-    column: usize,
-}
-
-impl<'a, T> Left<'a, T> {
-    /// Row-major with rows of `row` elements.
-    fn rows(values: &'a [T], row: usize) -> Self {
-        Self { values, row, column: 1 }
-    }
-
-    /// The transpose of a row-major matrix with rows of `row` elements.
-    fn columns(values: &'a [T], row: usize) -> Self {
-        Self { values, row: 1, column: row }
-    }
+enum Left<'a, T> {
+    /// Row-major with rows of so many elements.
+    Rows(&'a [T], usize),
+    /// The transpose of a row-major matrix with rows of so many elements.
+    Columns(&'a [T], usize),
 }
 
 vectorised! {
@@ -310,12 +299,23 @@ fn tile<T: Real, const ISA: u8, const R: usize>(
 ) {
     let (i, j) = at;
     let mut sums = [[T::zero(); WIDTH]; R];
-    for p in 0..k {
-        let row = &b[p * n + j..][..WIDTH];
-        for r in 0..R {
-            let factor = a.values[(i + r) * a.row + p * a.column];
-            for l in 0..WIDTH {
-                sums[r][l] = T::fused::<ISA>(factor, row[l], sums[r][l]);
+    // Both arms keep index arithmetic and bounds checks out of the innermost loops.
+    match a {
+        Left::Rows(values, step) => {
+            let rows: [&[T]; R] = std::array::from_fn(|r| &values[(i + r) * step..][..k]);
+            for p in 0..k {
+                let right = &b[p * n + j..][..WIDTH];
+                for r in 0..R {
+                    add_scaled::<T, ISA>(&mut sums[r], rows[r][p], right);
+                }
+            }
+        }
+        Left::Columns(values, step) => {
+            for p in 0..k {
+                let (left, right) = (&values[p * step + i..][..R], &b[p * n + j..][..WIDTH]);
+                for r in 0..R {
+                    add_scaled::<T, ISA>(&mut sums[r], left[r], right);
+                }
             }
         }
     }
@@ -324,6 +324,13 @@ fn tile<T: Real, const ISA: u8, const R: usize>(
         for l in 0..WIDTH {
             out[l] = if add { out[l] + sums[r][l] } else { sums[r][l] };
         }
+    }
+}
+
+#[inline(always)]
+fn add_scaled<T: Real, const ISA: u8>(sums: &mut [T; WIDTH], factor: T, row: &[T]) {
+    for l in 0..WIDTH {
+        sums[l] = T::fused::<ISA>(factor, row[l], sums[l]);
     }
 }
 

@@ -333,7 +333,14 @@ pub(crate) fn largest<T: Real>(values: &[T]) -> T {
     for (l, value) in rest.iter().enumerate() {
         lanes[l] = lanes[l].larger(*value);
     }
-    lanes.into_iter().fold(low, T::larger)
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = lanes[l].larger(lanes[l + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 vectorised! {

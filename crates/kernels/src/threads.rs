@@ -30,3 +30,12 @@ fn set(name: &str, value: usize) {
         std::env::set_var(name, value.to_string());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn no_threads_are_refused_before_anything_is_set() {
+        let message = super::init(0).unwrap_err().to_string();
+        assert_eq!(message, "threads: 0 threads: must be at least 1");
+    }
+}

@@ -1,7 +1,7 @@
 //! The small parts of a block: norms, linear weights, the MLP.
 
 use candle_core::Tensor;
-use occlude_kernels::{Factors, Init, Result, Scope, gelu, linear, rms_norm};
+use occlude_kernels::{Factors, Init, Result, Scope, mlp, rms_norm};
 
 /// Added under the root of every RMS norm.
 pub const NORM_EPS: f64 = 1e-5;
@@ -82,8 +82,7 @@ impl Mlp {
     /// # Errors
     /// Another width or dtype.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = gelu(&linear(x, &self.fc1, None)?)?; // [.., hidden]
-        linear(&hidden, &self.fc2, None)
+        mlp(x, &self.fc1, &self.fc2)
     }
 
     pub(crate) fn detach(&self) -> Self {
