@@ -6,7 +6,8 @@ use candle_core::{DType, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use occlude_kernels::check::sample;
 use occlude_kernels::{
-    Angles, Result, Visibility, attention, backward, frequency_table, gelu, linear, mlp, position_encode, rms_norm,
+    Angles, Result, Visibility, attention, backward, frequency_table, gelu, linear, memory, mlp, position_encode,
+    rms_norm, threads,
 };
 use std::hint::black_box;
 
@@ -30,8 +31,9 @@ fn measure(criterion: &mut Criterion, name: &str, elements: usize, op: impl Fn()
 }
 
 fn operators(criterion: &mut Criterion) {
-    // As the program does; without it page faults are most of what is measured.
-    occlude_kernels::memory::keep_freed();
+    // As the program does: without the two, page faults and candle's spinning threads are most of what is measured.
+    memory::keep_freed();
+    threads::init(std::thread::available_parallelism().unwrap().get()).unwrap();
     let rows = BATCH * TOKENS;
     let x = var(1, &[BATCH, TOKENS, DIM], 1.0);
     let wide = var(2, &[BATCH, TOKENS, 4 * DIM], 1.0);

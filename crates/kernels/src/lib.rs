@@ -1,8 +1,8 @@
 //! Differentiable operators for candle, their parameters and their optimizer.
 //!
 //! Each operator is a free function over f32 or f64 tensors. On the CPU it is one fused kernel with a hand-written
-//! backward pass; on any other device it is its twin in [`reference`], in ordinary tensor operations, which is also
-//! what the tests judge it by. [`ParamStore`] holds parameters in order and by name, [`backward`] gives their
+//! backward pass; on any other device it is its twin in [`mod@reference`], in ordinary tensor operations, which is
+//! also what the tests judge it by. [`ParamStore`] holds parameters in order and by name, [`backward`] gives their
 //! [`Gradients`], [`adamw_step`] changes them. [`threads::init`] belongs at the start of `main`.
 //!
 //! Invariants: the gradient of every tracked input is given, whatever the memory layout; results are bit-equal for any

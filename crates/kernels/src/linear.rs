@@ -8,7 +8,7 @@ const OP: &str = "linear";
 /// Rows per parallel chunk of the bias sum.
 const CHUNK: usize = 64;
 
-/// `x w^T + b`. x: [.., in], w: [out, in], b: [out] -> [.., out].
+/// `x w^T + b`. x: `[.., in]`, w: `[out, in]`, b: `[out]` -> `[.., out]`.
 ///
 /// # Errors
 /// Shapes that do not fit, unequal dtypes, or a dtype that is not f32 or f64.
