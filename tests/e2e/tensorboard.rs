@@ -14,10 +14,10 @@ for tag in events.Tags()["scalars"]:
         print(tag, event.step, event.value)
 "#;
 
-/// A Python that has TensorBoard (`OCCLUDE_PYTHON`, else `python3`); `None`, after saying so, where there is none. With
+/// A Python that has TensorBoard (`OCCLUDE_TEST_PYTHON`, else `python3`); `None`, after saying so, where there is none. With
 /// `CI=true` that is a failure.
 fn python() -> Option<String> {
-    let name = std::env::var("OCCLUDE_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let name = std::env::var("OCCLUDE_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let found = Command::new(&name).args(["-c", "import tensorboard"]).output().is_ok_and(|out| out.status.success());
     assert!(found || std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI has a Python with TensorBoard");
     if !found {
