@@ -45,9 +45,6 @@ pub struct Summary {
     pub scores: BTreeMap<String, f64>,
     /// Seed of the run.
     pub seed: u64,
-    /// Checksum of the resolved config.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub config_sha256: Option<String>,
 }
 
 impl Summary {
