@@ -1,9 +1,27 @@
-//! Whole-step benchmarks: what a training step costs in time and memory at a size that is stated with the figure.
+//! Whole-step benchmarks: what a training step costs in time and memory at a size that is stated with the figure, alone
+//! or beside a PyTorch program of ours (`benches/peer`) that does the very same step.
 //!
-//! Not here: benchmarks of single operators (`crates/kernels/benches`).
+//! A comparison runs both sides as servers, each in a process of its own, that wait on their input while the other one
+//! works ([`Comparison`]). Before anything is timed, both must give the same losses on the same weights.
+//!
+//! Not here: benchmarks of single operators (`crates/kernels/benches`), the Python environment (`xtask`).
 
+mod compare;
 mod machine;
+mod precision;
+mod preset;
+mod protocol;
+mod report;
+mod serve;
+mod server;
 mod step;
+mod subject;
 
-pub use machine::{Machine, cpu_seconds, peak_memory_mib};
+pub use compare::Comparison;
+pub use machine::{Machine, cpu_seconds, load_average, peak_memory_mib};
+pub use precision::{PeerPrecision, Precision};
+pub use preset::Preset;
+pub use protocol::{Losses, Reply, Request};
+pub use report::{Agreement, Report, Side, median};
+pub use serve::serve;
 pub use step::{Figures, StepBench};

@@ -45,9 +45,26 @@ pub fn cpu_seconds() -> Option<f64> {
     Some((ticks(11)? + ticks(12)?) / TICKS)
 }
 
+/// Processes that ran or waited to run, averaged over 1, 5 and 15 minutes; `None` where the system does not tell.
+#[must_use]
+pub fn load_average() -> Option<[f64; 3]> {
+    parse_load(&std::fs::read_to_string("/proc/loadavg").ok()?)
+}
+
+fn parse_load(text: &str) -> Option<[f64; 3]> {
+    let mut numbers = text.split_whitespace().map(str::parse::<f64>);
+    Some([numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?])
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{cpu_seconds, peak_memory_mib};
+    use super::{cpu_seconds, parse_load, peak_memory_mib};
+
+    #[test]
+    fn the_load_is_read() {
+        assert_eq!(parse_load("0.52 1.00 2.13 3/167 4711\n"), Some([0.52, 1.0, 2.13]));
+        assert_eq!((parse_load(""), parse_load("a b c")), (None, None));
+    }
 
     #[test]
     #[cfg(target_os = "linux")]

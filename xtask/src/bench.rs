@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: builds the benchmarks in release form and runs one.
 
-use crate::start;
+use crate::{peer, start};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
@@ -18,7 +18,8 @@ enum What {
         /// Build for NVIDIA GPUs too (needs the CUDA toolkit).
         #[arg(long)]
         cuda: bool,
-        /// Everything `bench-step` takes: `--method capi [--steps N] [--threads N] [--json]`.
+        /// Everything `bench-step` takes: `--method capi [--preset vit-s] [--steps N] [--threads N] [--json FILE]`, and
+        /// `--peer` for a comparison with PyTorch, which is installed into `target/peer` at the first use.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
         arguments: Vec<String>,
     },
@@ -28,7 +29,17 @@ impl Bench {
     /// Does not return on success: this process becomes the benchmark.
     pub(crate) fn run(self) -> Result<()> {
         match self.what {
-            What::Step { cuda, arguments } => start::release("occlude-benches", "bench-step", cuda, &arguments),
+            What::Step { cuda, mut arguments } => {
+                // A Python of one's own, given by `--python`, is used as it is.
+                if arguments.iter().any(|argument| argument == "--peer") && !has_python(&arguments) {
+                    arguments.extend(["--python".to_owned(), peer::python()?.display().to_string()]);
+                }
+                start::release("occlude-benches", "bench-step", cuda, &arguments)
+            }
         }
     }
+}
+
+fn has_python(arguments: &[String]) -> bool {
+    arguments.iter().any(|argument| argument == "--python" || argument.starts_with("--python="))
 }

@@ -7,6 +7,7 @@
 mod bench;
 mod ci;
 mod eval;
+mod peer;
 mod start;
 mod tidy;
 mod train;

@@ -1,18 +1,25 @@
-//! `cargo xtask bench step`: time per step and peak memory.
+//! `cargo xtask bench step`: time per step and peak memory, alone or beside PyTorch.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
-use occlude_benches::{Figures, Machine, StepBench};
+use occlude_benches::{Comparison, Figures, Machine, Precision, Preset, StepBench, load_average, serve};
+use serde_json::Value;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Time per training step and peak memory of one method: dim 384, depth 12, 6 heads, predictor depth 6, patch 16,
-/// 224 px, batch 8, 65 % hidden, 7 predictions, 16 registers, 16384 prototypes, drop path 0.2, f32.
+/// Time per training step and peak memory of one method at a stated size.
 #[derive(Parser)]
 struct Arguments {
     /// Which method.
     #[arg(long, default_value = "capi")]
     method: String,
+    /// At which size.
+    #[arg(long, value_enum, default_value = "vit-s")]
+    preset: Preset,
+    /// In which arithmetic; with `--peer` every one is measured.
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Precision,
     /// Steps that are timed; the median is reported.
     #[arg(long, default_value_t = 9)]
     steps: usize,
@@ -22,13 +29,25 @@ struct Arguments {
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// One JSON object instead of text.
+    /// One JSON object: into FILE, or instead of the text where no FILE is given.
+    #[arg(long, value_name = "FILE")]
+    json: Option<Option<PathBuf>>,
+    /// Compare with our PyTorch program for the same step (`benches/peer`).
     #[arg(long)]
-    json: bool,
+    peer: bool,
+    /// With `--peer`: a Python that has torch, numpy and safetensors. `cargo xtask bench step --peer` sets it.
+    #[arg(long, default_value = "python3")]
+    python: PathBuf,
+    /// With `--peer`: steps of one side before the other one's turn.
+    #[arg(long, default_value_t = 1)]
+    turn: usize,
+    /// Answer requests on standard input instead (see `benches/src/protocol.rs`).
+    #[arg(long, hide = true)]
+    serve: bool,
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -37,27 +56,42 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
-    let bench = StepBench {
-        method: arguments.method.clone(),
-        steps: arguments.steps.max(1),
-        warmup: arguments.warmup,
-        threads: arguments.threads.max(1),
-    };
+fn run(arguments: Arguments) -> Result<()> {
+    let Arguments { method, preset, precision, steps, warmup, threads, json, peer, python, turn, serve: serving } =
+        arguments;
+    let bench = StepBench { method, preset, precision, steps: steps.max(1), warmup, threads: threads.max(1) };
+    if serving {
+        return serve(&bench, std::io::stdin().lock(), std::io::stdout().lock());
+    }
+    if peer {
+        let ours = std::env::current_exe().context("where this program is")?;
+        let report = Comparison { bench, ours, python, turn: turn.max(1) }.run()?;
+        return show(json, report.to_string(), &report.json());
+    }
     let figures = bench.run()?;
-    if arguments.json {
-        println!("{}", json(arguments, &figures))
-    } else {
-        print(arguments, &figures)
+    show(json, text(&bench, &figures), &object(&bench, &figures))
+}
+
+/// Text for a person; JSON into a file, or instead of the text.
+fn show(json: Option<Option<PathBuf>>, text: String, object: &Value) -> Result<()> {
+    match json {
+        Some(None) => println!("{object}"),
+        Some(Some(path)) => {
+            std::fs::write(&path, format!("{object:#}\n")).with_context(|| path.display().to_string())?;
+            print!("{text}");
+        }
+        None => print!("{text}"),
     }
     Ok(())
 }
 
-fn json(arguments: &Arguments, figures: &Figures) -> serde_json::Value {
+fn object(bench: &StepBench, figures: &Figures) -> Value {
     let machine = Machine::this();
     serde_json::json!({
-        "method": arguments.method,
-        "threads": arguments.threads,
+        "method": bench.method,
+        "preset": bench.preset.name(),
+        "precision": bench.precision.name(),
+        "threads": bench.threads,
         "steps": figures.seconds.len(),
         "seconds_median": figures.median(),
         "seconds_min": figures.fastest(),
@@ -66,21 +100,21 @@ fn json(arguments: &Arguments, figures: &Figures) -> serde_json::Value {
         "parameters": figures.parameters,
         "cpu": machine.cpu,
         "features": machine.features,
+        "load_after": load_average(),
     })
 }
 
-fn print(arguments: &Arguments, figures: &Figures) {
-    let machine = Machine::this();
+fn text(bench: &StepBench, figures: &Figures) -> String {
+    let Machine { cpu, features } = Machine::this();
+    let StepBench { method, preset, precision, warmup, threads, .. } = bench;
     let or_unknown =
         |value: Option<f64>, unit: &str| value.map_or_else(|| "unknown".into(), |v| format!("{v:.2} {unit}"));
-    println!("{} on {} ({})", arguments.method, machine.cpu, machine.features.join(", "));
-    println!(
-        "{} threads, {} steps after {} for warming up",
-        arguments.threads,
-        figures.seconds.len(),
-        arguments.warmup
-    );
-    println!("time per step   median {:.3} s, fastest {:.3} s", figures.median(), figures.fastest());
-    println!("CPU per step    {}", or_unknown(figures.cpu_per_step, "s"));
-    println!("peak memory     {}", or_unknown(figures.peak_memory_mib, "MiB"));
+    let lines = [
+        format!("{method} {} {} on {cpu} ({})", preset.name(), precision.name(), features.join(", ")),
+        format!("{threads} threads, {} steps after {warmup} for warming up", figures.seconds.len()),
+        format!("time per step   median {:.3} s, fastest {:.3} s", figures.median(), figures.fastest()),
+        format!("CPU per step    {}", or_unknown(figures.cpu_per_step, "s")),
+        format!("peak memory     {}\n", or_unknown(figures.peak_memory_mib, "MiB")),
+    ];
+    lines.join("\n")
 }
