@@ -1,6 +1,6 @@
 //! Features as Parquet, without arrow: the column writers are driven directly.
 
-use super::commit::commit;
+use super::commit::prepare;
 use crate::Result;
 use crate::features::FeatureSet;
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, FloatType, Int32Type, Int64Type};
@@ -23,7 +23,7 @@ const SCHEMA: &str = "message features {
 pub(super) const GROUP: usize = 8192;
 
 pub(super) fn write(path: &Path, set: &FeatureSet) -> Result<()> {
-    commit(path, |file| -> ParquetResult<()> {
+    let ready = prepare(path, |file| -> ParquetResult<()> {
         let schema = Arc::new(parse_message_type(SCHEMA)?);
         let mut writer = SerializedFileWriter::new(file, schema, Arc::new(WriterProperties::builder().build()))?;
         for start in (0..set.len()).step_by(GROUP) {
@@ -32,7 +32,8 @@ pub(super) fn write(path: &Path, set: &FeatureSet) -> Result<()> {
             group.close()?;
         }
         writer.close().map(drop)
-    })
+    })?;
+    ready.publish()
 }
 
 fn write_group<W: Write + Send>(

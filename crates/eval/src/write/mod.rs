@@ -1,4 +1,5 @@
-//! Features to files: npy, safetensors, Parquet. A file appears whole or not at all.
+//! Features to files: npy, safetensors, Parquet. A file appears whole or not at all; the two files of an npy set take
+//! their places, one after the other, once both are whole.
 
 mod columns;
 mod commit;
@@ -44,7 +45,8 @@ impl Format {
 /// Writes `set` to `path`, replacing what is there, and returns the files written.
 ///
 /// # Errors
-/// The file cannot be written; what was there before stands.
+/// The file cannot be written. What was there before stands, but for one case: where features and labels are two files
+/// (npy) and the folder refuses the second name after it has taken the first, the error names the second.
 pub fn features(path: &Path, set: &FeatureSet, format: Format) -> Result<Vec<PathBuf>> {
     match format {
         Format::Npy => npy::write(path, set),

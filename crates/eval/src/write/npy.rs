@@ -1,6 +1,6 @@
 //! The npy format, version 1.0.
 
-use super::{commit::commit, label_numbers};
+use super::{commit::prepare, label_numbers};
 use crate::Result;
 use crate::features::FeatureSet;
 use std::io::Write;
@@ -8,14 +8,17 @@ use std::path::{Path, PathBuf};
 
 pub(super) fn write(path: &Path, set: &FeatureSet) -> Result<Vec<PathBuf>> {
     let labels_path = path.with_extension("labels.npy");
-    commit(path, |file| {
+    let features = prepare(path, |file| {
         file.write_all(&header("<f4", &format!("{}, {}", set.len(), set.dim)))?;
         set.features.iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))
     })?;
-    commit(&labels_path, |file| {
+    let labels = prepare(&labels_path, |file| {
         file.write_all(&header("<i8", &format!("{},", set.len())))?;
         label_numbers(set).iter().try_for_each(|label| file.write_all(&label.to_le_bytes()))
     })?;
+    // Both lie whole on the disk: a full one can no longer leave new features beside old labels.
+    features.publish()?;
+    labels.publish()?;
     Ok(vec![path.to_owned(), labels_path])
 }
 

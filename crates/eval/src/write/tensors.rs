@@ -1,6 +1,6 @@
 //! Features as safetensors.
 
-use super::{commit::commit, label_numbers};
+use super::{commit::prepare, label_numbers};
 use crate::features::FeatureSet;
 use crate::{Error, Result};
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -24,5 +24,5 @@ pub(super) fn write(path: &Path, set: &FeatureSet) -> Result<()> {
     let list = |names: &[String]| serde_json::to_string(names).map_err(|error| refuse(error.to_string()));
     let about = HashMap::from([("classes".to_owned(), list(&set.classes)?), ("names".to_owned(), list(&set.names)?)]);
     let bytes = serialize(tensors, Some(about)).map_err(|error| refuse(error.to_string()))?;
-    commit(path, |file| file.write_all(&bytes))
+    prepare(path, |file| file.write_all(&bytes))?.publish()
 }

@@ -105,13 +105,26 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("test.npy");
     std::fs::write(&path, b"old").unwrap();
-    let failed = super::commit::commit(&path, |_| Err::<(), _>(std::io::Error::other("no space left")));
+    let failed = super::commit::prepare(&path, |_| Err::<(), _>(std::io::Error::other("no space left")));
     assert!(failed.unwrap_err().to_string().contains("no space left"));
     assert_eq!(std::fs::read(&path).unwrap(), b"old");
     assert_eq!(only_file(folder.path()), 1);
     let nowhere = folder.path().join("absent/test.npy");
     let refused = features(&nowhere, &set(), Format::Npy).unwrap_err();
     assert!(matches!(refused, Error::Write { path, .. } if path == nowhere));
+}
+
+#[test]
+fn features_stay_beside_their_own_labels_when_the_labels_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("test.npy");
+    std::fs::write(&path, b"old").unwrap();
+    // A folder under the scratch name of the labels: the features can be written, the labels cannot.
+    let scratch = folder.path().join(format!(".test.labels.npy.{}.part", std::process::id()));
+    std::fs::create_dir(&scratch).unwrap();
+    let refused = features(&path, &set(), Format::Npy).unwrap_err();
+    assert!(matches!(refused, Error::Write { path, .. } if path.ends_with("test.labels.npy")));
+    assert_eq!(std::fs::read(&path).unwrap(), b"old");
 }
 
 #[test]
