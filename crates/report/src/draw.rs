@@ -1,4 +1,4 @@
-//! Pictures made of pictures: masks over images, sheets of tiles.
+//! Pictures made of pictures: masks over images.
 
 use crate::{Picture, ReportError, Result};
 
@@ -64,36 +64,9 @@ fn edges(at: usize, cell: usize, cells: usize, side: usize) -> (usize, usize) {
     (at - start, end - 1 - at)
 }
 
-/// All tiles on one sheet, `columns` a row with `gap` pixels of `background` between them. Each tile is centred in a cell of
-/// the size of the largest.
-///
-/// # Errors
-/// No tiles or no columns.
-pub fn tile_sheet(tiles: &[Picture], columns: usize, gap: usize, background: [u8; 3]) -> Result<Picture> {
-    let (Some(width), Some(height)) = (tiles.iter().map(Picture::width).max(), tiles.iter().map(Picture::height).max())
-    else {
-        return Err(ReportError::EmptySheet);
-    };
-    if columns == 0 {
-        return Err(ReportError::EmptySheet);
-    }
-    let columns = columns.min(tiles.len());
-    let rows = tiles.len().div_ceil(columns);
-    let (step_x, step_y) = (width + gap, height + gap);
-    Picture::from_fn(columns * step_x - gap, rows * step_y - gap, |x, y| {
-        let (col, row, x, y) = (x / step_x, y / step_y, x % step_x, y % step_y);
-        let pixel = tiles.get(row * columns + col).and_then(|tile| {
-            let x = x.checked_sub((width - tile.width()) / 2)?;
-            let y = y.checked_sub((height - tile.height()) / 2)?;
-            (x < tile.width() && y < tile.height()).then(|| tile.at(x, y))
-        });
-        pixel.unwrap_or(background)
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{HIDDEN, MARK, mask_overlay, tile_sheet};
+    use super::{HIDDEN, MARK, mask_overlay};
     use crate::{Picture, ReportError};
 
     const RED: [u8; 3] = [200, 10, 20];
@@ -148,18 +121,5 @@ mod tests {
         assert!(mask_overlay(&image, 4, 4, &[true; 16], &[16]).is_err());
         assert!(mask_overlay(&image, 0, 0, &[], &[]).is_err());
         assert!(mask_overlay(&plain(3, 3), 4, 4, &[true; 16], &[]).is_err());
-    }
-
-    #[test]
-    fn a_sheet_centres_tiles_and_fills_the_rest() {
-        let sheet = tile_sheet(&[plain(4, 4), plain(2, 2), plain(4, 4)], 2, 1, [255; 3]).unwrap();
-        assert_eq!((sheet.width(), sheet.height()), (9, 9));
-        let expected =
-            [((0, 0), RED), ((4, 0), [255; 3]), ((5, 0), [255; 3]), ((6, 1), RED), ((0, 5), RED), ((6, 6), [255; 3])];
-        for ((x, y), color) in expected {
-            assert_eq!(sheet.at(x, y), color, "({x}, {y})");
-        }
-        assert!(matches!(tile_sheet(&[], 2, 1, [0; 3]), Err(ReportError::EmptySheet)));
-        assert!(matches!(tile_sheet(&[plain(1, 1)], 0, 1, [0; 3]), Err(ReportError::EmptySheet)));
     }
 }

@@ -29,9 +29,6 @@ pub enum ReportError {
         /// What does not fit.
         message: String,
     },
-    /// A sheet of no tiles, or of no columns.
-    #[error("a tile sheet needs at least one tile and one column")]
-    EmptySheet,
     /// A picture could not be encoded.
     #[error("a picture could not be encoded")]
     Png(#[from] image::ImageError),
