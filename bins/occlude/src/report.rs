@@ -4,7 +4,7 @@ use crate::pictures::Pictures;
 use anyhow::{Context, Result};
 use occlude_checkpoint::RunDir;
 use occlude_config::RunConfig;
-use occlude_methods::MethodConfig;
+use occlude_methods::{MethodConfig, capi::LossKind};
 use occlude_report::{Chart, Curve, Fact, Highlight, ReportData, Score};
 use occlude_trainer::{ProbeRow, StepRow, Summary};
 use std::collections::BTreeMap;
@@ -97,7 +97,9 @@ fn charts(dir: &RunDir, config: &RunConfig, summary: &Summary) -> Result<Vec<Cha
         charts.push(Chart::knn(knn, summary.knn_pixels, summary.knn_random_weights));
     }
     if let Some(points) = losses.get("prediction") {
-        charts.push(Chart::losses(vec![Curve::new("prediction", points.clone())]));
+        let MethodConfig::Capi(capi) = &config.method;
+        let chart = if capi.loss == LossKind::Ijepa { Chart::feature_losses } else { Chart::losses };
+        charts.push(chart(vec![Curve::new("prediction", points.clone())]));
     }
     if let Some(points) = losses.get("clustering") {
         charts.push(Chart::clustering_loss(points.clone()));

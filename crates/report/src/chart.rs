@@ -68,7 +68,7 @@ pub struct Chart {
 }
 
 impl Chart {
-    /// The training losses over steps.
+    /// The training losses over steps, where clusters or classes are predicted (cross-entropy).
     #[must_use]
     pub fn losses(curves: Vec<Curve>) -> Self {
         Self {
@@ -82,6 +82,14 @@ impl Chart {
                 curves,
             )
         }
+    }
+
+    /// The training losses over steps, where features are predicted (smooth L1).
+    #[must_use]
+    pub fn feature_losses(curves: Vec<Curve>) -> Self {
+        let caption = "Distance (smooth L1) between the teacher's features of hidden patches and the student's guess. The \
+                       teacher moves along: a loss near 0 may also mean that all features have become alike.";
+        Self { smooth: true, ..Self::new("Prediction loss", "", "steps", caption, curves) }
     }
 
     /// The clustering loss over steps.
@@ -360,6 +368,12 @@ mod tests {
     fn a_chart_without_a_finite_point_is_not_drawn() {
         let chart = Chart::losses(vec![Curve::new("loss", vec![(0.0, f64::NAN), (1.0, f64::INFINITY)])]);
         assert_eq!(chart.svg().unwrap(), None);
+    }
+
+    #[test]
+    fn a_loss_on_features_is_no_cross_entropy() {
+        let chart = Chart::feature_losses(vec![Curve::new("loss", vec![(0.0, 1.0)])]);
+        assert!(chart.unit.is_empty() && !chart.caption.contains("Cross-entropy"));
     }
 
     #[test]

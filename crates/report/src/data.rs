@@ -121,7 +121,7 @@ impl Fact {
 /// An image and what was hidden of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MaskPicture {
-    /// The image as the student's crop.
+    /// The image under the mask.
     pub image: Picture,
     /// Patches from top to bottom.
     pub rows: usize,
@@ -129,7 +129,7 @@ pub struct MaskPicture {
     pub cols: usize,
     /// One flag a patch, row-major; `true` means hidden from the student.
     pub hidden: Vec<bool>,
-    /// Patches whose cluster is predicted.
+    /// Patches that are predicted.
     pub predicted: Vec<usize>,
 }
 
@@ -180,6 +180,6 @@ pub struct Cluster {
     pub name: String,
     /// Percent of all patches looked at.
     pub share: f64,
-    /// Patches, the surest first, each with some of its surroundings or without.
+    /// Some of its patches, each with some of its surroundings or without.
     pub patches: Vec<Picture>,
 }

@@ -48,14 +48,14 @@ const SCORES: &str = "How well frozen features serve a task they were not traine
                       training; the distance to them is what the run has learned.";
 const CURVES: &str = "Thin lines are what was recorded at each step (means of neighbours in a long run), thick lines their \
                       moving average; dashed lines are levels to compare with.";
-const MASKS: &str = "Left the crop, right what is left of it for the student. Grey patches are hidden; the cluster of those \
-                     with an amber frame has to be predicted from what is still visible.";
+const MASKS: &str = "Left the image, right what is left of it for the student. Grey patches are hidden; those with an \
+                     amber frame have to be predicted from what is still visible.";
 const FEATURES: &str = "The first three principal components of the patch features of one image, shown as red, green and \
                         blue. Patches of one colour are alike to the network. Look for colours that follow objects and \
                         their parts; noise or plain gradients mean that little more than position was learned.";
 const NEIGHBOURS: &str = "On the left an image, then the images whose features are most like its own, with their cosine \
                           similarity. A green frame marks the same class. Labels are only for the reader: training saw none.";
-const CLUSTERS: &str = "Patches that the teacher assigns to one prototype, the surest first, and the prototype's share of all \
+const CLUSTERS: &str = "Some of the patches that the network assigns to one prototype, and the prototype's share of all \
                         patches. A good prototype shows one texture, part or situation, not one colour.";
 
 /// A section of the items of a part, or of the reason why there are none.
@@ -173,8 +173,8 @@ fn mask_pair(number: usize, mask: &MaskPicture) -> Result<Markup> {
     let hidden = mask.hidden.iter().filter(|hidden| **hidden).count();
     let caption = format!("{hidden} of {} patches hidden, {} predicted", mask.hidden.len(), mask.predicted.len());
     let pictures = [
-        img(&mask.image, &format!("Training crop {number}"))?,
-        img(&overlay, &format!("Training crop {number} with {caption}"))?,
+        img(&mask.image, &format!("Training image {number}"))?,
+        img(&overlay, &format!("Training image {number} with {caption}"))?,
     ];
     let caption = element("figcaption", &[], format!("{caption}."));
     Ok(element("figure", &[], [element("div", &[("class", "pair")], pictures), caption]))
