@@ -5,7 +5,7 @@ use crate::open::{Images, weights};
 use anyhow::Result;
 use candle_core::Device;
 use occlude_config::Run;
-use occlude_data::{Dataset, Image};
+use occlude_data::{Dataset, EvalMode, Image};
 use occlude_eval::{FeatureRequest, PcaMaps, choose, cluster_gallery, features_of, neighbours, pca_maps};
 use occlude_masking::BatchMask;
 use occlude_methods::{CheckedMethod, Method};
@@ -84,9 +84,11 @@ impl Pictures<'_> {
     fn maps(&self) -> Result<Vec<PcaPicture>> {
         let dataset = self.dataset();
         let indices = self.some(dataset, SHOWN, "report/maps");
+        // As published: the whole image, whatever `data.eval` cuts out for scores.
+        let squashed = self.run.crop.eval_transform(EvalMode::Squash)?;
         let maps = |method: &dyn Method| -> Result<PcaMaps> {
             let extractor = method.extractor(weights(self.run.eval.weights));
-            Ok(pca_maps(&*extractor, dataset, &self.images.transform, &indices, self.device)?)
+            Ok(pca_maps(&*extractor, dataset, &squashed, &indices, self.device)?)
         };
         let (trained, random) = (maps(self.method)?, maps(self.random)?);
         let shown = trained.maps.iter().zip(&random.maps).map(|(trained, random)| {
@@ -144,9 +146,8 @@ impl Pictures<'_> {
         let extractor = self.method.extractor(weights(self.run.eval.weights));
         let found = cluster_gallery(&*extractor, dataset, &self.images.transform, &indices, GALLERY, self.device)?;
         let Some(found) = found else { return Ok(Part::absent("This method learns features, not clusters.")) };
-        let CheckedMethod::Capi(settings) = &self.run.method;
-        let patches = indices.len() * settings.encoder().grid().count();
-        let clusters = found.iter().map(|cluster| {
+        let patches = found.patches;
+        let clusters = found.clusters.iter().map(|cluster| {
             let patches_shown = cluster.examples.iter().map(|example| picture(&example.picture));
             Ok(Cluster {
                 name: format!("prototype {}", cluster.id),

@@ -1,5 +1,7 @@
 //! The attentive probe on frozen tokens (CAPI, classification probes): one learned query a head looks at all tokens,
 //! then a linear layer.
+//!
+//! A part to build with: no command runs it. Its values, gradients and first step are those of the reference.
 
 use crate::Result;
 use candle_core::{Device, Tensor};

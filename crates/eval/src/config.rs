@@ -1,5 +1,6 @@
 //! Settings of the online probe and of an evaluation, as written and checked.
 
+use crate::linear::LEAST_TRAINING_ROWS;
 use occlude_settings::{ConfigError, Ruler, Span, require};
 use serde::{Deserialize, Serialize};
 
@@ -85,14 +86,15 @@ impl ProbeConfig {
     /// Checks every field.
     ///
     /// # Errors
-    /// A bank or test set that is too small to score, or a length that is none.
+    /// An empty bank or test set, or a length that is none. Whether the bank is large enough for the neighbours asked
+    /// for is known where both are: see [`KnnSettings::voters`].
     pub fn check(&self, ruler: Ruler) -> Result<Probe, ConfigError> {
         let steps = self.every.steps("every", ruler)?;
         let off = matches!(self.every, Span::Steps(0));
         Ok(Probe {
             // A share of a short run may round to nothing: that asks for every step, not for no score.
             every: if off { 0 } else { steps.max(1) },
-            bank: require("bank", self.bank, "must be at least 20 images", |n| *n >= 20)?,
+            bank: require("bank", self.bank, "must be at least 1 image", |n| *n >= 1)?,
             test: require("test", self.test, "must be at least 1 image", |n| *n >= 1)?,
             weights: self.weights,
             pooling: self.pooling,
@@ -134,6 +136,14 @@ pub struct KnnSettings {
     pub temperature: f64,
 }
 
+impl KnnSettings {
+    /// Images of a bank that are needed at least: the largest number of neighbours.
+    #[must_use]
+    pub fn voters(&self) -> usize {
+        self.neighbours.last().copied().unwrap_or(1)
+    }
+}
+
 impl KnnConfig {
     /// Checks every field.
     ///
@@ -152,12 +162,13 @@ impl KnnConfig {
 
 /// The linear probe on frozen features, as written (CAPI, classification probes). The published sweep trains 12 500
 /// iterations on augmented images; here features are computed once, and fewer iterations are enough for small sets.
+/// `linear_probe` lists every difference.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinearConfig {
     /// Optimizer steps.
     pub iterations: usize,
-    /// Images in a step. Learning rates are scaled by `batch / 256`.
+    /// Images in a step. Learning rates are scaled by `batch / 256` (the reference: 8 workers of 128 images, so by 4).
     pub batch: usize,
     /// Learning rates to try, before scaling.
     pub lrs: Vec<f64>,
@@ -238,11 +249,11 @@ fn all(field: &str, values: &[f64], allowed: &str, holds: impl Fn(&f64) -> bool)
 pub struct EvalConfig {
     /// Which weights.
     pub weights: WeightsChoice,
-    /// Which features; each is scored.
+    /// Which features. k-NN scores each; the linear probe learns on the first.
     pub poolings: Vec<Pooling>,
     /// Images in one forward pass.
     pub batch: usize,
-    /// Training images, at most; all if absent.
+    /// Training images, at most. A file that leaves it out gets the default; a number as large as the set takes all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bank: Option<usize>,
     /// Test images, at most; all if absent.
@@ -278,9 +289,9 @@ pub struct Eval {
     pub poolings: Vec<Pooling>,
     /// Images in one forward pass.
     pub batch: usize,
-    /// Training images, at most.
+    /// Training images, at most; all if absent. Never fewer than a protocol needs.
     pub bank: Option<usize>,
-    /// Test images, at most.
+    /// Test images, at most; all if absent.
     pub test: Option<usize>,
     /// k-NN.
     pub knn: KnnSettings,
@@ -297,16 +308,21 @@ impl EvalConfig {
         if self.poolings.is_empty() {
             return Err(ConfigError::new("poolings", "[]", "must be one or more of average, global, both"));
         }
-        for (field, limit) in [("bank", self.bank), ("test", self.test)] {
-            limit.map_or(Ok(1), |n| require(field, n, "must be at least 1 image", |n| *n >= 1))?;
-        }
+        let knn = self.knn.check().map_err(|error| error.inside("knn"))?;
+        let least = knn.voters().max(LEAST_TRAINING_ROWS);
+        let allowed = format!(
+            "must be at least {least} images: k-NN asks for {} neighbours, the linear probe for {LEAST_TRAINING_ROWS} rows",
+            knn.voters()
+        );
+        self.bank.map_or(Ok(least), |n| require("bank", n, &allowed, |n| *n >= least))?;
+        self.test.map_or(Ok(1), |n| require("test", n, "must be at least 1 image", |n| *n >= 1))?;
         Ok(Eval {
             weights: self.weights,
             poolings: self.poolings.clone(),
             batch: require("batch", self.batch, "must be at least 1 image", |n| *n >= 1)?,
             bank: self.bank,
             test: self.test,
-            knn: self.knn.check().map_err(|error| error.inside("knn"))?,
+            knn,
             linear: self.linear.check().map_err(|error| error.inside("linear"))?,
         })
     }
@@ -337,8 +353,23 @@ mod tests {
     }
 
     #[test]
+    fn a_bank_smaller_than_its_voters_is_refused_before_anything_runs() {
+        let with = |neighbours: &[usize], bank| {
+            let knn = KnnConfig { neighbours: neighbours.to_vec(), ..KnnConfig::default() };
+            EvalConfig { bank, knn, ..EvalConfig::default() }.check()
+        };
+        let refused = with(&[1, 5, 20], Some(19)).unwrap_err();
+        assert_eq!((refused.field.as_str(), refused.value.as_str()), ("bank", "19"));
+        assert!(refused.to_string().contains("at least 20"), "{refused}");
+        assert_eq!(with(&[1], Some(9)).unwrap_err().field, "bank", "the linear probe needs ten");
+        with(&[1, 5, 20], Some(20)).unwrap();
+        with(&[1], Some(10)).unwrap();
+        with(&[1, 5, 20], None).unwrap();
+    }
+
+    #[test]
     fn refusals_name_the_field() {
-        let bank = ProbeConfig { bank: 3, ..ProbeConfig::default() }.check(RULER).unwrap_err();
+        let bank = ProbeConfig { bank: 0, ..ProbeConfig::default() }.check(RULER).unwrap_err();
         assert_eq!(bank.field, "bank");
         let order = KnnConfig { neighbours: vec![5, 1], ..KnnConfig::default() };
         assert_eq!(order.check().unwrap_err().field, "neighbours");

@@ -24,7 +24,23 @@ pub enum Error {
         /// Which set.
         what: &'static str,
     },
-    /// A protocol needs more rows than there are.
+    /// None of the images asked for could be read. The log names each with its reason.
+    #[error("{what}: no image could be read; the log names each and why, check the path and the files")]
+    NoneReadable {
+        /// Which set.
+        what: &'static str,
+    },
+    /// A search needs more rows than there are, with or without label.
+    #[error("{what}: {got} images, {needed} needed; add images or ask for fewer neighbours")]
+    TooFewRows {
+        /// Which search.
+        what: &'static str,
+        /// How many there are.
+        got: usize,
+        /// How many are needed.
+        needed: usize,
+    },
+    /// A protocol needs more labelled rows than there are.
     #[error("{what}: {got} labelled images, {needed} needed; add images, raise the limit, or ask for fewer neighbours")]
     TooFew {
         /// Which set.
@@ -48,7 +64,8 @@ pub enum Error {
         /// The row.
         row: usize,
     },
-    /// A file of features could not be written. Nothing was replaced.
+    /// A file of features could not be written. What stood under its name stands, unless the folder alone
+    /// could not be synced.
     #[error("{path}: not written: {message}", path = path.display())]
     Write {
         /// The file.

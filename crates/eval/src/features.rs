@@ -87,7 +87,12 @@ impl FeatureSet {
         Ok((rows, labels))
     }
 
-    pub(crate) fn require_finite(&self, what: &'static str) -> Result<()> {
+    /// Refuses sizes that do not fit (the fields are anybody's) and numbers that are not finite.
+    pub(crate) fn check(&self, what: &'static str) -> Result<()> {
+        if self.dim == 0 || self.features.len() != self.labels.len() * self.dim {
+            let (numbers, rows, dim) = (self.features.len(), self.labels.len(), self.dim);
+            return Err(Error::Mismatch(format!("{what}: {numbers} numbers are not {rows} rows of {dim}")));
+        }
         match self.features.iter().position(|value| !value.is_finite()) {
             Some(place) => Err(Error::NotFinite { what, row: place / self.dim }),
             None => Ok(()),
@@ -196,7 +201,7 @@ fn pool(features: &Features, pooling: Pooling) -> Result<Tensor> {
 /// Adds what the data set knows of each row.
 pub(crate) fn describe(dataset: &dyn Dataset, features: Vec<f32>, kept: &[usize]) -> Result<FeatureSet> {
     if kept.is_empty() {
-        return Err(Error::TooFew { what: "features", got: 0, needed: 1 });
+        return Err(Error::NoneReadable { what: "features" });
     }
     let labels = kept.iter().map(|&index| dataset.label(index)).collect();
     let dim = features.len() / kept.len();

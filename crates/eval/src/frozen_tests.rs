@@ -124,7 +124,7 @@ fn an_unreadable_image_is_left_out() {
     assert_eq!(features[0].indices, [4, 6]);
     assert_eq!(features[0].labels, [Some(4), Some(6)]);
     let none = features_of(&model, &set, &transform(), &FeatureRequest::new(vec![5]), &mut |_, _| ()).unwrap_err();
-    assert!(matches!(none, Error::TooFew { got: 0, .. }), "{none}");
+    assert!(matches!(none, Error::NoneReadable { .. }), "{none}");
 }
 
 #[test]
@@ -179,9 +179,12 @@ fn maps_have_a_colour_for_every_patch() {
 
 #[test]
 fn a_gallery_shows_patches_of_their_cluster() {
-    let indices: Vec<usize> = (0..20).collect();
+    let indices: Vec<usize> = (0..21).collect();
     let model = MeanColour { global: false };
+    let images = || OneBroken { inner: images(), broken: 20 };
     let made = cluster_gallery(&model, &images(), &transform(), &indices, (5, 4), &Device::Cpu).unwrap().unwrap();
+    assert_eq!(made.patches, 20 * 16, "of the images that could be read");
+    let made = made.clusters;
     assert_eq!(made.iter().map(|cluster| cluster.count).sum::<usize>(), 20 * 16);
     assert!(made.len() == 2 && made[0].count >= made[1].count);
     for cluster in &made {
@@ -196,5 +199,6 @@ fn a_gallery_shows_patches_of_their_cluster() {
         }
     }
     let one = cluster_gallery(&model, &images(), &transform(), &indices, (1, 2), &Device::Cpu).unwrap().unwrap();
-    assert_eq!((one.len(), one[0].examples.len()), (1, 2));
+    assert_eq!((one.clusters.len(), one.clusters[0].examples.len()), (1, 2));
+    assert_eq!(one.patches, 20 * 16, "of all clusters, not of those shown");
 }

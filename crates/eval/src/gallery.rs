@@ -31,6 +31,15 @@ pub struct Cluster {
     pub examples: Vec<PatchRef>,
 }
 
+/// What [`cluster_gallery`] found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterGallery {
+    /// Most used first.
+    pub clusters: Vec<Cluster>,
+    /// Patches looked at: those of all images that could be read.
+    pub patches: usize,
+}
+
 /// The `clusters` most used clusters over the images at `indices`, most used first and equal ones by number, with at
 /// most `examples` patches each: the first met, one an image. `None` if the model has no clusters.
 ///
@@ -43,7 +52,7 @@ pub fn cluster_gallery(
     indices: &[usize],
     (clusters, examples): (usize, usize),
     device: &Device,
-) -> Result<Option<Vec<Cluster>>> {
+) -> Result<Option<ClusterGallery>> {
     let mut members: BTreeMap<u32, (usize, Vec<(usize, usize)>)> = BTreeMap::new();
     let mut cols = 1;
     for some in indices.chunks(16) {
@@ -64,8 +73,9 @@ pub fn cluster_gallery(
         }
     }
     if members.is_empty() {
-        return Err(Error::TooFew { what: "cluster gallery", got: 0, needed: 1 });
+        return Err(Error::NoneReadable { what: "cluster gallery" });
     }
+    let patches = members.values().map(|(count, _)| count).sum();
     let mut used: Vec<_> = members.into_iter().collect();
     used.sort_by_key(|(id, (count, _))| (std::cmp::Reverse(*count), *id));
     used.truncate(clusters);
@@ -79,7 +89,8 @@ pub fn cluster_gallery(
         let examples = shown.iter().map(show).collect::<Result<_>>()?;
         Ok(Cluster { id, count, examples })
     };
-    used.into_iter().map(cluster).collect::<Result<_>>().map(Some)
+    let clusters = used.into_iter().map(cluster).collect::<Result<_>>()?;
+    Ok(Some(ClusterGallery { clusters, patches }))
 }
 
 /// A square of an image; the caller keeps it inside.

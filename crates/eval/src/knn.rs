@@ -52,7 +52,7 @@ pub struct KnnReport {
 pub fn knn(bank: &FeatureSet, test: &FeatureSet, settings: &KnnSettings) -> Result<KnnReport> {
     let (bank_rows, bank_labels) = bank.labelled("k-NN bank")?;
     let (test_rows, test_labels) = test.labelled("k-NN test set")?;
-    let most = settings.neighbours.last().copied().unwrap_or(1);
+    let most = settings.voters();
     if bank_rows.len() < most {
         return Err(Error::TooFew { what: "k-NN bank", got: bank_rows.len(), needed: most });
     }

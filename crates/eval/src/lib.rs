@@ -45,11 +45,11 @@ pub use config::{
 };
 pub use error::{Error, Result};
 pub use features::{FeatureRequest, FeatureSet, features_of};
-pub use gallery::{Cluster, PatchRef, cluster_gallery};
+pub use gallery::{Cluster, ClusterGallery, PatchRef, cluster_gallery};
 pub use knn::{KnnReport, KnnScore, Vote, knn};
-pub use linear::{LinearReport, LinearTrial, Probes, linear_probe};
+pub use linear::{LinearReport, LinearTrial, linear_probe};
 pub use maps::{PcaMap, PcaMaps, pca_maps};
 pub use nearest::{Neighbour, neighbours};
 pub use pca::{joint_components, per_image_components, rgb};
-pub use pixels::{PixelForm, centred, pixel_features};
+pub use pixels::{PixelForm, pixel_features};
 pub use subset::choose;

@@ -62,7 +62,7 @@ pub fn pca_maps(
         all_patches.extend(patches);
     }
     if maps.is_empty() {
-        return Err(Error::TooFew { what: "PCA maps", got: 0, needed: 1 });
+        return Err(Error::NoneReadable { what: "PCA maps" });
     }
     let mut joint = rgb(&joint_components(&all_patches, dim)?, JOINT).into_iter();
     for map in &mut maps {

@@ -22,8 +22,8 @@ pub struct Neighbour {
 /// Rows of different length, a feature that is not finite, or a bank with too few rows.
 pub fn neighbours(bank: &FeatureSet, queries: &FeatureSet, k: usize, skip_same: bool) -> Result<Vec<Vec<Neighbour>>> {
     let needed = k + usize::from(skip_same);
-    if bank.len() < needed || k == 0 {
-        return Err(Error::TooFew { what: "neighbours", got: bank.len(), needed: needed.max(1) });
+    if bank.len() < needed.max(1) {
+        return Err(Error::TooFewRows { what: "neighbours", got: bank.len(), needed: needed.max(1) });
     }
     let (keys, values) = (Unit::new(bank, "bank")?, Unit::new(queries, "queries")?);
     let mut found = keys.nearest(&values, needed)?;
@@ -36,8 +36,9 @@ pub fn neighbours(bank: &FeatureSet, queries: &FeatureSet, k: usize, skip_same: 
     Ok(found)
 }
 
-/// Queries in one matrix product: large enough to fill it, small enough that the similarities stay in memory.
-const BLOCK: usize = 256;
+/// Queries in one matrix product, and rows of the bank: large enough to fill it, small enough that the similarities stay
+/// in memory.
+const BLOCK: (usize, usize) = (256, 1 << 16);
 
 /// Rows of unit length.
 pub(crate) struct Unit {
@@ -48,12 +49,9 @@ pub(crate) struct Unit {
 impl Unit {
     /// The rows of `set`, scaled to length 1. A row of zeros stays as it is: it is like nothing.
     pub(crate) fn new(set: &FeatureSet, what: &'static str) -> Result<Self> {
-        set.require_finite(what)?;
+        set.check(what)?;
         let mut rows = set.features.clone();
-        rows.par_chunks_exact_mut(set.dim).for_each(|row| {
-            let norm = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt().max(1e-12) as f32;
-            row.iter_mut().for_each(|value| *value /= norm);
-        });
+        to_unit_length(&mut rows, set.dim);
         Ok(Self { rows, dim: set.dim })
     }
 
@@ -63,36 +61,62 @@ impl Unit {
             let (bank, query) = (self.dim, queries.dim);
             return Err(Error::Mismatch(format!("rows of {bank} numbers in the bank and {query} in the queries")));
         }
-        let count = self.rows.len() / self.dim;
-        let bank = Tensor::from_slice(&self.rows, (count, self.dim), &Device::Cpu)?; // [rows, dim]
-        let mut found = Vec::with_capacity(queries.rows.len() / self.dim);
-        for block in queries.rows.chunks(BLOCK * self.dim) {
-            let block = Tensor::from_slice(block, (block.len() / self.dim, self.dim), &Device::Cpu)?; // [block, dim]
-            let similarities = linear(&block, &bank, None)?.flatten_all()?.to_vec1::<f32>()?; // [block * rows]
-            found.par_extend(similarities.par_chunks_exact(count).map(|row| largest(row, k)));
-        }
-        Ok(found)
+        nearest(&self.rows, None, &queries.rows, self.dim, k)
     }
 }
 
-/// The `k` largest values, best first, equal ones by place.
-fn largest(values: &[f32], k: usize) -> Vec<Neighbour> {
-    let mut best: Vec<Neighbour> = Vec::with_capacity(k + 1);
+/// Divides each row of `dim` numbers by its length.
+pub(crate) fn to_unit_length(rows: &mut [f32], dim: usize) {
+    rows.par_chunks_exact_mut(dim).for_each(|row| {
+        let norm = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt().max(1e-12) as f32;
+        row.iter_mut().for_each(|value| *value /= norm);
+    });
+}
+
+/// For each query the `k` rows of `bank` with the largest product plus `shift` (one number a row of the bank), best
+/// first, equal ones by row.  bank: [rows, dim], queries: [queries, dim]
+pub(crate) fn nearest(
+    bank: &[f32],
+    shift: Option<&[f32]>,
+    queries: &[f32],
+    dim: usize,
+    k: usize,
+) -> Result<Vec<Vec<Neighbour>>> {
+    let (query_block, bank_block) = BLOCK;
+    let mut found = vec![Vec::with_capacity(k + 1); queries.len() / dim];
+    for (part, keys) in bank.chunks(bank_block * dim).enumerate() {
+        let (first, count) = (part * bank_block, keys.len() / dim);
+        let keys = Tensor::from_slice(keys, (count, dim), &Device::Cpu)?; // [count, dim]
+        let shift = shift.map(|shift| Tensor::from_slice(&shift[first..first + count], count, &Device::Cpu));
+        let shift = shift.transpose()?; // [count]
+        for (lists, block) in found.chunks_mut(query_block).zip(queries.chunks(query_block * dim)) {
+            let block = Tensor::from_slice(block, (block.len() / dim, dim), &Device::Cpu)?; // [block, dim]
+            let scores = linear(&block, &keys, shift.as_ref())?.flatten_all()?.to_vec1::<f32>()?; // [block * count]
+            lists
+                .par_iter_mut()
+                .zip(scores.par_chunks_exact(count))
+                .for_each(|(list, scores)| keep_largest(list, scores, first, k));
+        }
+    }
+    Ok(found)
+}
+
+/// Adds `values`, of the rows from `first` on, to the `k` largest held: best first, equal ones by row.
+fn keep_largest(held: &mut Vec<Neighbour>, values: &[f32], first: usize, k: usize) {
     for (row, &similarity) in values.iter().enumerate() {
         // Strictly better than the last: of equal ones the first stays.
-        if best.len() == k && best.last().is_some_and(|last| similarity <= last.similarity) {
+        if held.len() == k && held.last().is_some_and(|last| similarity <= last.similarity) {
             continue;
         }
-        let place = best.partition_point(|held| held.similarity >= similarity);
-        best.insert(place, Neighbour { row, similarity });
-        best.truncate(k);
+        let place = held.partition_point(|better| better.similarity >= similarity);
+        held.insert(place, Neighbour { row: first + row, similarity });
+        held.truncate(k);
     }
-    best
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{largest, neighbours};
+    use super::{BLOCK, keep_largest, nearest, neighbours};
     use crate::{Error, FeatureSet};
 
     fn set(features: Vec<f32>) -> FeatureSet {
@@ -102,9 +126,27 @@ mod tests {
 
     #[test]
     fn the_largest_come_first_and_ties_keep_their_order() {
-        let rows = |values: &[f32], k| largest(values, k).iter().map(|n| n.row).collect::<Vec<_>>();
+        let rows = |values: &[f32], k| {
+            let mut held = Vec::new();
+            keep_largest(&mut held, values, 0, k);
+            held.iter().map(|n| n.row).collect::<Vec<_>>()
+        };
         assert_eq!(rows(&[0.1, 0.9, 0.5, 0.9, 0.7], 3), [1, 3, 4]);
         assert_eq!(rows(&[0.5; 6], 4), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_bank_of_several_blocks_is_searched_as_one() {
+        let mut bank = vec![0.0; BLOCK.1 + 10];
+        for (row, value) in [(3, 2.0), (BLOCK.1 - 1, 5.0), (BLOCK.1, 5.0), (BLOCK.1 + 9, 3.0)] {
+            bank[row] = value;
+        }
+        let found = nearest(&bank, None, &[1.0], 1, 4).unwrap();
+        let rows: Vec<usize> = found[0].iter().map(|n| n.row).collect();
+        assert_eq!(rows, [BLOCK.1 - 1, BLOCK.1, BLOCK.1 + 9, 3]);
+        let mut shift = vec![0.0; bank.len()];
+        shift[BLOCK.1 + 4] = 9.0;
+        assert_eq!(nearest(&bank, Some(&shift), &[1.0], 1, 1).unwrap()[0][0].row, BLOCK.1 + 4);
     }
 
     #[test]
@@ -127,7 +169,7 @@ mod tests {
     fn what_cannot_be_searched_is_refused() {
         let bank = set(vec![1.0, 0.0, 0.0, 1.0]);
         let few = neighbours(&bank, &bank, 2, true).unwrap_err();
-        assert!(matches!(few, Error::TooFew { got: 2, needed: 3, .. }));
+        assert!(matches!(few, Error::TooFewRows { got: 2, needed: 3, .. }));
         let other = FeatureSet::new(vec![1.0; 3], 3, vec![None]).unwrap();
         assert!(matches!(neighbours(&bank, &other, 1, false), Err(Error::Mismatch(_))));
         let broken = set(vec![1.0, 0.0, f32::NAN, 1.0]);

@@ -1,13 +1,23 @@
 //! The linear probe on frozen features (CAPI, classification probes): one linear layer with bias for every learning rate and
 //! weight decay of a sweep, all trained together on the same batches; the best on a validation split is scored.
 //!
-//! Differs from the reference in one point: features are computed once, without random crops.
+//! Differs from the reference in these points:
+//!
+//! - features are computed once, from the evaluation transform; the reference sees a random crop and flip each time.
+//!   Whether that transform squashes or cuts the centre out of the short side, as published, is the data set's setting
+//!   (`data.eval`), not known here;
+//! - one process: learning rates are scaled by `batch / 256`, half with the default batch of 128, where the reference
+//!   has 8 workers of 128 images and scales by 4;
+//! - 3 000 iterations unless told otherwise, not 12 500;
+//! - the validation split is drawn from a named stream, not the permutation of seed 42;
+//! - first weights are normal, not truncated (the bound lies a hundred deviations away);
+//! - an image has one label or none; features may be standardised, which is off.
 
 mod probes;
 #[cfg(test)]
 mod tests;
 
-pub use probes::Probes;
+use probes::Probes;
 
 use crate::config::LinearSettings;
 use crate::features::FeatureSet;
@@ -15,6 +25,9 @@ use crate::subset::shuffle;
 use crate::{Error, Result};
 use occlude_random::Streams;
 use serde::{Deserialize, Serialize};
+
+/// Labelled rows that are needed to train on some and choose on others.
+pub(crate) const LEAST_TRAINING_ROWS: usize = 10;
 
 /// One probe of the sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,11 +64,11 @@ struct Samples {
 }
 
 /// Trains the sweep on the labelled rows of `train` and scores the best probe on those of `test`. Draws come from the
-/// streams `probe/validation`, `probe/init` (by probe) and `probe/order` (by epoch). `progress` is told how many
-/// iterations of how many are done.
+/// streams `probe/validation`, `probe/init` (by probe) and `probe/order/0`, `probe/order/1`, ... (one a pass).
+/// `progress` is told how many iterations of how many are done.
 ///
 /// # Errors
-/// A set without labels, fewer than 10 labelled training rows, rows of different length, or a feature that is not
+/// A set without labels, fewer than ten labelled training rows, rows of different length, or a feature that is not
 /// finite.
 pub fn linear_probe(
     train: &FeatureSet,
@@ -67,8 +80,8 @@ pub fn linear_probe(
     if train.dim != test.dim {
         return Err(Error::Mismatch(format!("rows of {} numbers to train on and {} to test", train.dim, test.dim)));
     }
-    train.require_finite("linear probe")?;
-    test.require_finite("linear probe test set")?;
+    train.check("linear probe")?;
+    test.check("linear probe test set")?;
     let dim = train.dim;
     let classes = train.class_count().max(test.class_count());
     let (mut fit, mut held_out) = split(train, settings.validation, streams)?;
@@ -96,8 +109,8 @@ pub fn linear_probe(
 /// The last share of a permutation is kept apart.
 fn split(train: &FeatureSet, share: f64, streams: &Streams) -> Result<(Samples, Samples)> {
     let (rows, labels) = train.labelled("linear probe")?;
-    if rows.len() < 10 {
-        return Err(Error::TooFew { what: "linear probe", got: rows.len(), needed: 10 });
+    if rows.len() < LEAST_TRAINING_ROWS {
+        return Err(Error::TooFew { what: "linear probe", got: rows.len(), needed: LEAST_TRAINING_ROWS });
     }
     let mut order: Vec<usize> = (0..rows.len()).collect();
     shuffle(&mut order, streams, "probe/validation");

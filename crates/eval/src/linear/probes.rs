@@ -1,6 +1,6 @@
 //! Many linear probes as one wide linear layer, with a gradient written by hand.
 
-use crate::Result;
+use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use occlude_kernels::linear;
 use occlude_random::Streams;
@@ -15,7 +15,7 @@ const INIT_STD: f64 = 0.02;
 
 /// Softmax regressions with equal inputs, one for each learning rate and weight decay.
 #[derive(Clone, Debug)]
-pub struct Probes {
+pub(crate) struct Probes {
     sweep: Vec<(f64, f64)>,
     classes: usize,
     dim: usize,
@@ -55,7 +55,7 @@ impl Probes {
     /// One probe for each (learning rate, weight decay): weights N(0, 0.02^2) from the stream `probe/init` at the index
     /// of the probe, biases 0.
     #[must_use]
-    pub fn new(sweep: Vec<(f64, f64)>, classes: usize, dim: usize, streams: &Streams) -> Self {
+    pub(crate) fn new(sweep: Vec<(f64, f64)>, classes: usize, dim: usize, streams: &Streams) -> Self {
         let mut weight = Vec::with_capacity(sweep.len() * classes * dim);
         for probe in 0..sweep.len() {
             let mut stream = streams.stream("probe/init", 0, probe as u64);
@@ -67,7 +67,7 @@ impl Probes {
 
     /// Length of a row of features.
     #[must_use]
-    pub fn dim(&self) -> usize {
+    pub(crate) fn dim(&self) -> usize {
         self.dim
     }
 
@@ -75,7 +75,7 @@ impl Probes {
     ///
     /// # Errors
     /// `features` is no whole number of rows.
-    pub fn logits(&self, features: &[f32]) -> Result<Vec<f32>> {
+    pub(crate) fn logits(&self, features: &[f32]) -> Result<Vec<f32>> {
         self.wide(&Tensor::from_slice(features, (features.len() / self.dim, self.dim), &Device::Cpu)?)
     }
 
@@ -89,10 +89,18 @@ impl Probes {
     /// One optimizer step of every probe on the same rows; each learning rate is multiplied by `factor`. Returns the
     /// loss before the step, averaged over rows and probes.
     ///
+    /// Labels are smaller than the number of classes.
+    ///
     /// # Errors
     /// `features` does not hold `labels.len()` rows.
-    pub fn step(&mut self, features: Vec<f32>, labels: &[u32], factor: f64) -> Result<f64> {
+    pub(crate) fn step(&mut self, features: Vec<f32>, labels: &[u32], factor: f64) -> Result<f64> {
         let gradient = self.gradient(features, labels)?;
+        self.apply(&gradient, factor);
+        Ok(gradient.loss)
+    }
+
+    /// AdamW of every probe.
+    fn apply(&mut self, gradient: &Gradient, factor: f64) {
         self.steps += 1;
         let settings: Vec<Step> =
             self.sweep.iter().map(|&(lr, decay)| Step::new((lr * factor) as f32, decay as f32, self.steps)).collect();
@@ -100,7 +108,6 @@ impl Probes {
         advance(&mut self.weight, &gradient.weight, width, |probe| settings[probe]);
         // Biases are not decayed.
         advance(&mut self.bias, &gradient.bias, self.classes, |probe| Step { decay: 0.0, ..settings[probe] });
-        Ok(gradient.loss)
     }
 
     /// d loss / d logits is (softmax - one-hot) / (rows * probes); the rest is one matrix product.
@@ -125,11 +132,15 @@ impl Probes {
         Ok(Gradient { loss: losses.iter().sum::<f64>() * f64::from(scale), weight, bias })
     }
 
-    /// Accuracy of each probe, in percent; equal logits go to the smallest label.
+    /// Accuracy of each probe on one or more rows, in percent; equal logits go to the smallest label.
     ///
     /// # Errors
     /// `features` does not hold `labels.len()` rows.
-    pub fn accuracies(&self, features: &[f32], labels: &[u32]) -> Result<Vec<f64>> {
+    pub(crate) fn accuracies(&self, features: &[f32], labels: &[u32]) -> Result<Vec<f64>> {
+        if features.len() != labels.len() * self.dim {
+            let (numbers, rows) = (features.len(), labels.len());
+            return Err(Error::Mismatch(format!("probes: {numbers} numbers are not {rows} rows of {}", self.dim)));
+        }
         let mut right = vec![0_usize; self.sweep.len()];
         for (rows, labels) in features.chunks(1024 * self.dim).zip(labels.chunks(1024)) {
             let logits = self.logits(rows)?; // [rows, probes, classes]
@@ -211,7 +222,7 @@ fn normal(stream: &mut impl Rng) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Moments, Probes};
+    use super::{Gradient, Moments, Probes};
     use candle_core::{DType, Tensor};
     use occlude_golden::assert_close;
     use occlude_random::Streams;
@@ -242,7 +253,9 @@ mod tests {
         for (name, got) in [("grad.linear.weight", gradient.weight), ("grad.linear.bias", gradient.bias)] {
             assert_close(name, &like(got, name), reference(name), 5e-5);
         }
-        probes.step(features, &labels, 1.0).unwrap();
+        // From the reference's own gradient: a first step divides by its size, so that rounding in it would show.
+        let [weight, bias] = ["grad.linear.weight", "grad.linear.bias"].map(|name| values(reference(name)));
+        probes.apply(&Gradient { loss: 0.0, weight, bias }, 1.0);
         for (name, got) in [("after1.linear.weight", &probes.weight.value), ("after1.linear.bias", &probes.bias.value)]
         {
             let worst = got.iter().zip(values(reference(name))).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
