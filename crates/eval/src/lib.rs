@@ -1,7 +1,8 @@
-//! Protocols on frozen features: k-NN, linear and attentive probes, PCA maps, neighbours and cluster galleries.
+//! Protocols on frozen features: k-NN, linear and attentive probes, segmentation, PCA maps, neighbours and cluster
+//! galleries.
 //!
 //! [`features_of`] runs a frozen model once over images and keeps one row an image ([`FeatureSet`]); [`knn()`] and
-//! [`linear_probe`] score such rows; [`pca_maps`] and [`cluster_gallery`] make the pictures of a report; [`mod@write`]
+//! [`linear_probe`] score such rows; [`patch_knn`] and [`LogisticRegression`] label the pixels of patches; [`pca_maps`] and [`cluster_gallery`] make the pictures of a report; [`mod@write`]
 //! puts features into npy, safetensors or Parquet files.
 //!
 //! Invariants: nothing here trains or changes a model; equal inputs give equal scores for any number of threads; every
@@ -36,6 +37,7 @@ mod maps;
 mod nearest;
 mod pca;
 mod pixels;
+mod segmentation;
 mod subset;
 pub mod write;
 
@@ -47,9 +49,12 @@ pub use error::{Error, Result};
 pub use features::{FeatureRequest, FeatureSet, features_of};
 pub use gallery::{Cluster, ClusterGallery, PatchRef, cluster_gallery};
 pub use knn::{KnnReport, KnnScore, Vote, knn};
-pub use linear::{LinearReport, LinearTrial, linear_probe};
+pub use linear::{LinearReport, LinearTrial, Standard, linear_probe};
 pub use maps::{PcaMap, PcaMaps, pca_maps};
 pub use nearest::{Neighbour, neighbours};
 pub use pca::{joint_components, per_image_components, rgb};
 pub use pixels::{PixelForm, pixel_features};
+pub use segmentation::{
+    Distance, LogisticRegression, PatchSet, SegmentationScore, patch_knn, patch_labels, segmentation_score,
+};
 pub use subset::choose;

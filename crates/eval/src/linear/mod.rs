@@ -188,13 +188,15 @@ fn schedule(iteration: usize, iterations: usize) -> f64 {
 }
 
 /// Mean and deviation of every feature over the training rows.
-struct Standard {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standard {
     mean: Vec<f32>,
     deviation: Vec<f32>,
 }
 
 impl Standard {
-    fn of(features: &[f32], dim: usize) -> Self {
+    /// Of each feature: mean and population deviation.  features: [rows, dim]
+    pub(crate) fn of(features: &[f32], dim: usize) -> Self {
         let count = (features.len() / dim) as f64;
         let (mut sums, mut squares) = (vec![0.0_f64; dim], vec![0.0_f64; dim]);
         for row in features.chunks_exact(dim) {
@@ -213,7 +215,17 @@ impl Standard {
         }
     }
 
-    fn apply(&self, features: &mut [f32]) {
+    /// Of each feature the mean; one deviation for all, that of every number around the mean of all (plus 1e-8).
+    /// features: [rows, dim]
+    pub(crate) fn overall(features: &[f32], dim: usize) -> Self {
+        let (count, values) = (features.len() as f64, || features.iter().map(|value| f64::from(*value)));
+        let mean = values().sum::<f64>() / count;
+        let variance = values().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+        Self { deviation: vec![(variance.sqrt() + 1e-8) as f32; dim], ..Self::of(features, dim) }
+    }
+
+    /// Shifts and scales every row.  features: [rows, dim]
+    pub fn apply(&self, features: &mut [f32]) {
         for row in features.chunks_exact_mut(self.mean.len()) {
             for ((value, mean), deviation) in row.iter_mut().zip(&self.mean).zip(&self.deviation) {
                 *value = (*value - mean) / deviation;
