@@ -69,29 +69,6 @@ pub fn adamw_step(
     })
 }
 
-/// `average = momentum * average + (1 - momentum) * param`, in place.
-///
-/// # Errors
-/// As [`adamw_step`].
-pub fn ema_update(average: &Tensor, param: &Tensor, momentum: f64) -> Result<()> {
-    let op = "ema_update";
-    check(op, &[("average", average)], ("parameter", param))?;
-    if !cpu::on_cpu(average) {
-        return composed_average(average, param, momentum);
-    }
-    let param = param.contiguous()?;
-    by_dtype!(op, average.dtype(), T => {
-        let (param, keep, take) = (Values::<T>::of(&param)?, T::of(momentum), T::of(1.0 - momentum));
-        writing(average, |average: &mut [T]| {
-            let work = average.len();
-            cpu::for_chunks(average, chunks::ELEMENTS, work, |i, average| {
-                mix(average, &param[i * chunks::ELEMENTS..][..average.len()], keep, take);
-            });
-            Ok(())
-        })
-    })
-}
-
 /// The L2 norm of all gradients together, added in f64 in the order given.
 ///
 /// # Errors
@@ -230,14 +207,6 @@ vectorised! {
 }
 
 vectorised! {
-    fn mix / mix_at<T, ISA>(average: &mut [T], param: &[T], keep: T, take: T) {
-        for (average, param) in average.iter_mut().zip(param) {
-            *average = keep * *average + take * *param;
-        }
-    }
-}
-
-vectorised! {
     fn sum_of_squares / sum_of_squares_at<T, ISA>(values: &[T]) -> f64 {
         const LANES: usize = 16;
         let mut lanes = [0.0_f64; LANES];
@@ -310,7 +279,7 @@ fn correction(beta: f64, step: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{AdamWStep, Rates, adamw_step, ema_update, global_norm};
+    use super::{AdamWStep, Rates, adamw_step, global_norm};
     use crate::Error;
     use crate::check::{same_for_any_threads, sample};
     use crate::levels::{same_on_all, values as numbers};
@@ -452,17 +421,6 @@ mod tests {
     }
 
     #[test]
-    fn an_average_moves_on_its_own() {
-        let param = sample(1, (3, 5)).unwrap();
-        let average = sample(2, (3, 5)).unwrap();
-        let expected = ((&average * 0.75).unwrap() + (&param * 0.25).unwrap()).unwrap();
-        ema_update(&average, &param, 0.75).unwrap();
-        assert!(largest_difference(&average, &expected) < 1e-15);
-        assert!(matches!(ema_update(&average, &average, 0.75), Err(Error::Argument { .. })));
-        assert!(matches!(ema_update(&average, &param.flatten_all().unwrap(), 0.75), Err(Error::Shape { .. })));
-    }
-
-    #[test]
     fn the_norm_of_all_gradients_is_one_number() {
         let a = Tensor::new(&[3_f32, 0.0], &Device::Cpu).unwrap();
         let b = Tensor::new(&[[4_f64]], &Device::Cpu).unwrap();
@@ -493,7 +451,6 @@ mod tests {
             let (mut param, mut average) = (param.clone(), grad.clone());
             let (mut m, mut v) = (vec![0.0; 101], vec![0.0; 101]);
             super::step_chunk_at(level, &mut param, &grad, &mut m, &mut v, &mut average, &Rates::of(&SETTINGS));
-            super::mix_at(level, &mut average, &m, 0.9, 0.1);
             let squares = super::sum_of_squares_at(level, &grad) as f32 / 101.0;
             [param, average, m, v, vec![squares]].concat()
         });

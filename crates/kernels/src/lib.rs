@@ -48,7 +48,7 @@ mod sinkhorn;
 mod softmax;
 pub mod threads;
 
-pub use adamw::{AdamWStep, adamw_step, ema_update, global_norm};
+pub use adamw::{AdamWStep, adamw_step, global_norm};
 pub use attention::{RankRule, Visibility, attention};
 pub use cross_entropy::{mean_row_entropy, soft_cross_entropy};
 pub use error::{Error, Result};
