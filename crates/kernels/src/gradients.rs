@@ -18,12 +18,12 @@ impl Gradients {
         self.by_id.get(&tensor.id())
     }
 
-    /// Adds `gradient` to what is held for `tensor`.
+    /// Adds `gradient` to what is held for the tensor of this id.
     ///
     /// # Errors
-    /// Shapes differ.
+    /// Shapes or dtypes differ; what is held stays then.
     pub fn accumulate(&mut self, id: TensorId, gradient: Tensor) -> Result<()> {
-        let sum = match self.by_id.remove(&id) {
+        let sum = match self.by_id.get(&id) {
             Some(held) => (held + gradient)?,
             None => gradient,
         };
@@ -34,7 +34,7 @@ impl Gradients {
     /// Adds everything in `other`.
     ///
     /// # Errors
-    /// Shapes of gradients of one tensor differ.
+    /// Shapes or dtypes of two gradients of one tensor differ; others may have been added by then.
     pub fn merge(&mut self, other: Self) -> Result<()> {
         other.by_id.into_iter().try_for_each(|(id, gradient)| self.accumulate(id, gradient))
     }
@@ -62,6 +62,39 @@ pub fn backward(loss: &Tensor) -> Result<Gradients> {
         return Err(crate::Error::shape("backward", "a scalar", loss.dims()));
     }
     let store = loss.backward()?;
-    let by_id = store.get_ids().filter_map(|id| store.get_id(*id).map(|gradient| (*id, gradient.clone()))).collect();
+    // candle's store also holds gradients of constants, and of a loss that depends on nothing.
+    let variables = loss.sorted_nodes().into_iter().filter(|node| node.is_variable());
+    let by_id = variables.filter_map(|node| store.get(node).map(|gradient| (node.id(), gradient.clone()))).collect();
     Ok(Gradients { by_id })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Gradients, backward};
+    use candle_core::{DType, Device, Tensor, Var};
+
+    fn ones(len: usize) -> Tensor {
+        Tensor::ones(len, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn only_variables_have_gradients() {
+        let (constant, variable) = (ones(2), Var::from_tensor(&ones(2)).unwrap());
+        let loss = (&constant * variable.as_tensor()).unwrap().sum_all().unwrap();
+        let gradients = backward(&loss).unwrap();
+        assert_eq!((gradients.len(), gradients.get(&constant).is_none()), (1, true));
+        assert_eq!(gradients.get(&variable).unwrap().to_vec1::<f32>().unwrap(), [1.0; 2]);
+        assert!(backward(&constant.sum_all().unwrap()).unwrap().is_empty());
+        assert!(backward(&constant).is_err());
+    }
+
+    #[test]
+    fn gradients_add_up_and_a_refused_one_changes_nothing() {
+        let tensor = ones(2);
+        let mut all = Gradients::default();
+        all.accumulate(tensor.id(), ones(2)).unwrap();
+        all.accumulate(tensor.id(), ones(2)).unwrap();
+        assert!(all.accumulate(tensor.id(), ones(3)).is_err());
+        assert_eq!(all.get(&tensor).unwrap().to_vec1::<f32>().unwrap(), [2.0; 2]);
+    }
 }
