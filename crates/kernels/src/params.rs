@@ -81,6 +81,17 @@ impl Init {
         Self::Uniform { bound: (6.0 / (fan_in + fan_out) as f64).sqrt() }
     }
 
+    /// Refuses what could not be drawn in any time.
+    fn check(&self, name: &str) -> Result<()> {
+        match self {
+            Self::TruncatedNormal { std, bound } if !(*std >= 0.0 && *bound > 0.0 && *bound >= 1e-3 * std) => {
+                let allowed = "std must be at least 0, bound above 0 and at least std / 1000";
+                Err(Error::argument("truncated normal", format!("{name}: std = {std}, bound = {bound}: {allowed}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn draw(&self, count: usize, stream: &mut Stream) -> Vec<f64> {
         match self {
             Self::Constant(value) => vec![*value; count],
@@ -163,7 +174,7 @@ impl ParamStore {
     /// Overwrites every tensor from `state` (any float dtype, same shapes).
     ///
     /// # Errors
-    /// A missing name, a name the store does not have, or another shape; nothing is changed then.
+    /// A missing name, a name the store does not have, another shape, or integers; nothing is changed then.
     pub fn load(&self, state: &StateDict) -> Result<()> {
         for param in &self.params {
             let given = state.get(&param.name).ok_or_else(|| Error::State(format!("{} is missing", param.name)))?;
@@ -174,6 +185,9 @@ impl ParamStore {
                     given.dims(),
                     param.tensor.dims()
                 )));
+            }
+            if !given.dtype().is_float() {
+                return Err(Error::State(format!("{} is {:?}, expected a float", param.name, given.dtype())));
             }
         }
         if let Some(name) = state.keys().find(|name| self.get(name).is_none()) {
@@ -189,6 +203,7 @@ impl ParamStore {
         if self.get(&name).is_some() {
             return Err(Error::State(format!("{name} is defined twice")));
         }
+        init.check(&name)?;
         let count = shape.iter().product();
         let values = init.draw(count, &mut self.streams.stream(&format!("init/{name}"), 0, 0));
         if values.len() != count {
@@ -221,7 +236,7 @@ impl Scope<'_> {
     /// A trained tensor of this shape.
     ///
     /// # Errors
-    /// The name exists already, or given values do not fill the shape.
+    /// The name exists already, given values do not fill the shape, or a truncated normal has no room.
     pub fn trained(&mut self, name: &str, shape: &[usize], init: &Init, factors: Factors) -> Result<Tensor> {
         self.store.add(self.join(name), shape, init, Role::Trained(factors))
     }
@@ -307,6 +322,19 @@ mod tests {
     }
 
     #[test]
+    fn a_truncation_without_room_is_refused() {
+        let mut store = store();
+        for (std, bound) in [(1.0, 0.0), (1.0, -1.0), (1.0, f64::NAN), (f64::NAN, 1.0), (-1.0, 1.0), (1.0, 1e-9)] {
+            let init = Init::TruncatedNormal { std, bound };
+            let message = store.root().trained("w", &[2], &init, Factors::ONE).unwrap_err().to_string();
+            assert!(message.starts_with("truncated normal: w: std ="), "{message}");
+        }
+        let init = Init::TruncatedNormal { std: 0.0, bound: 1.0 };
+        let still = store.root().trained("w", &[2], &init, Factors::ONE).unwrap();
+        assert_eq!(still.to_vec1::<f32>().unwrap(), [0.0; 2]);
+    }
+
+    #[test]
     fn a_state_that_does_not_fit_changes_nothing() {
         let store = store();
         let before = store.get("blocks.0.weight").unwrap().to_vec2::<f32>().unwrap();
@@ -316,7 +344,14 @@ mod tests {
         unknown.insert("blocks.1.weight".into(), Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap());
         let mut reshaped = store.state();
         reshaped.insert("blocks.0.weight".into(), Tensor::zeros((3, 4), DType::F32, &Device::Cpu).unwrap());
-        for (state, named) in [(missing, "0.table"), (unknown, "blocks.1.weight"), (reshaped, "0.weight")] {
+        let mut counted = store.state();
+        counted.insert("blocks.0.weight".into(), Tensor::zeros((4, 3), DType::U8, &Device::Cpu).unwrap());
+        for (state, named) in [
+            (missing, "0.table"),
+            (unknown, "blocks.1.weight"),
+            (reshaped, "0.weight"),
+            (counted, "0.weight is U8, expected a float"),
+        ] {
             let message = store.load(&state).unwrap_err().to_string();
             assert!(message.contains(named), "{message}");
         }
