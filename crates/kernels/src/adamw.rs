@@ -1,10 +1,9 @@
 //! AdamW and the moving average of the weights, in one pass over memory.
 
-use crate::cpu::{self, Real, Values, by_dtype};
+use crate::cpu::{self, Real, SharedRows, Values, by_dtype};
 use crate::simd::vectorised;
-use crate::{Error, Result, assign, chunks, input};
+use crate::{Error, Result, assign, input};
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor};
-use rayon::prelude::*;
 use std::any::Any;
 use std::cell::RefCell;
 
@@ -31,7 +30,7 @@ pub struct AdamWStep {
 
 /// One AdamW step of `param`, in place; `m` and `v` are its moments (zeros before the first step), `ema` its average,
 /// updated if the settings hold a momentum. All of one shape, dtype (f32 or f64) and device; all but the gradient
-/// contiguous and in memory of their own.
+/// contiguous and in memory of their own. Source: CAPI specification, section 12.
 ///
 /// Only safe between steps: a graph that still holds `param` would see the new values.
 ///
@@ -86,10 +85,10 @@ pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a Tensor>) -> Resul
         let gradient = gradient.contiguous()?;
         let squares: Result<f64> = by_dtype!(op, gradient.dtype(), T => {
             let values = Values::<T>::of(&gradient)?;
-            let groups = values.len().div_ceil(chunks::ELEMENTS);
+            let groups = values.len().div_ceil(cpu::ELEMENTS);
             let partial = cpu::fill_chunks(groups, 1, values.len(), |i, out: &mut [f64]| {
-                let start = i * chunks::ELEMENTS;
-                out[0] = sum_of_squares(&values[start..values.len().min(start + chunks::ELEMENTS)]);
+                let start = i * cpu::ELEMENTS;
+                out[0] = sum_of_squares(&values[start..values.len().min(start + cpu::ELEMENTS)]);
             });
             Ok(partial.iter().sum())
         });
@@ -170,19 +169,15 @@ fn step_all<T: Real>(
     average: &mut [T],
     rates: &Rates<T>,
 ) -> Result<()> {
-    const SIZE: usize = chunks::ELEMENTS;
-    if param.len() <= SIZE {
+    let [m, v, average] = [m, v, average].map(SharedRows::new);
+    let work = param.len();
+    cpu::for_chunks(param, cpu::ELEMENTS, work, |i, param| {
+        let grad = &grad[i * cpu::ELEMENTS..][..param.len()];
+        // SAFETY: no two calls get the same index.
+        #[allow(unsafe_code)]
+        let [m, v, average] = [&m, &v, &average].map(|shared| unsafe { shared.chunk(i, cpu::ELEMENTS) });
         step_chunk(param, grad, m, v, average, rates);
-        return Ok(());
-    }
-    let chunks = param.par_chunks_mut(SIZE).zip(grad.par_chunks(SIZE)).zip(m.par_chunks_mut(SIZE));
-    let chunks = chunks.zip(v.par_chunks_mut(SIZE));
-    if average.is_empty() {
-        chunks.for_each(|(((param, grad), m), v)| step_chunk(param, grad, m, v, &mut [], rates));
-    } else {
-        let chunks = chunks.zip(average.par_chunks_mut(SIZE));
-        chunks.for_each(|((((param, grad), m), v), average)| step_chunk(param, grad, m, v, average, rates));
-    }
+    });
     Ok(())
 }
 

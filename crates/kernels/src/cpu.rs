@@ -18,6 +18,8 @@ pub(crate) use crate::simd::Real;
 
 /// Work (touched elements or multiply-adds) below which a parallel loop costs more than it saves.
 const SERIAL_WORK: usize = 16 * 1024;
+/// Elements of a chunk where rows alone matter: 64 KB of f32, which a second-level cache holds several times.
+pub(crate) const ELEMENTS: usize = 16 * 1024;
 /// Rows per partial sum of a column sum. It decides rounding, so it is the same on every machine.
 const SUM_ROWS: usize = 256;
 
@@ -38,6 +40,11 @@ macro_rules! by_dtype {
     };
 }
 pub(crate) use by_dtype;
+
+/// Rows of `width` elements per chunk, at least one.
+pub(crate) fn rows_of(width: usize) -> usize {
+    (ELEMENTS / width.max(1)).max(1)
+}
 
 /// Whether `x` lies in the memory that the fused kernels read.
 pub(crate) fn on_cpu(x: &Tensor) -> bool {
@@ -118,28 +125,27 @@ pub(crate) fn fill_chunks<T: Real>(
 
 /// Runs `f` on disjoint chunks of `chunk` elements of `out` (the last may be shorter) with their index.
 pub(crate) fn for_chunks<T: Real>(out: &mut [T], chunk: usize, work: usize, f: impl Fn(usize, &mut [T]) + Sync) {
-    let (chunk, len) = (chunk.max(1), out.len());
-    let shared = SharedRows::new(out);
-    for_each(len.div_ceil(chunk), work, &|i| {
-        let start = i * chunk;
-        // SAFETY: chunk i is `start..start + chunk`, cut at the end; no two calls get the same index.
+    let (chunk, count) = (chunk.max(1), out.len().div_ceil(chunk.max(1)));
+    let out = SharedRows::new(out);
+    for_each(count, work, &|i| {
+        // SAFETY: no two calls get the same index.
         #[allow(unsafe_code)]
-        f(i, unsafe { shared.range(start, chunk.min(len - start)) });
+        f(i, unsafe { out.chunk(i, chunk) });
     });
 }
 
-/// [`for_chunks`] on two equally long slices at once.
-pub(crate) fn for_chunk_pairs<T: Real>(
-    (a, b): (&mut [T], &mut [T]),
-    chunk: usize,
+/// [`for_chunks`] on two slices at once, of as many chunks, each with the elements of its chunks.
+pub(crate) fn for_chunk_pairs<A: Real, B: Real>(
+    (a, a_chunk): (&mut [A], usize),
+    (b, b_chunk): (&mut [B], usize),
     work: usize,
-    f: impl Fn(usize, &mut [T], &mut [T]) + Sync,
+    f: impl Fn(usize, &mut [A], &mut [B]) + Sync,
 ) {
     let b = SharedRows::new(b);
-    for_chunks(a, chunk, work, |i, a| {
-        // SAFETY: chunk i of `b` lies where chunk i of `a` does, and those are disjoint.
+    for_chunks(a, a_chunk, work, |i, a| {
+        // SAFETY: no two calls get the same index.
         #[allow(unsafe_code)]
-        f(i, a, unsafe { b.range(i * chunk, a.len()) });
+        f(i, a, unsafe { b.chunk(i, b_chunk) });
     });
 }
 
@@ -158,8 +164,8 @@ pub(crate) fn for_each_index<S>(
     });
 }
 
-/// Every parallel loop of the kernels ends here: one instance of rayon's machinery instead of one per operator, which
-/// halves what the crate takes to compile.
+/// Every parallel loop of the kernels ends here, the matrix product's own aside: one instance of rayon's machinery instead
+/// of one per operator, which halves what the crate takes to compile.
 fn for_each(count: usize, work: usize, f: &(dyn Fn(usize) + Sync)) {
     if work < SERIAL_WORK || count < 2 {
         (0..count).for_each(f);
@@ -299,13 +305,25 @@ impl<'a, T: Real> SharedRows<'a, T> {
         Self { start: values.as_mut_ptr(), len: values.len(), borrowed: PhantomData }
     }
 
+    /// Chunk `index` of `size` elements: shorter at the end, empty beyond it.
+    ///
+    /// # Safety
+    /// As [`SharedRows::range`]; chunks of one size are disjoint.
+    #[allow(unsafe_code)]
+    #[allow(clippy::mut_from_ref)] // As below.
+    pub(crate) unsafe fn chunk(&self, index: usize, size: usize) -> &mut [T] {
+        let start = (index * size).min(self.len);
+        // SAFETY: the caller's promise.
+        unsafe { self.range(start, size.min(self.len - start)) }
+    }
+
     /// The elements `start..start + len`.
     ///
     /// # Safety
     /// No other thread touches them as long as the result lives.
     #[allow(unsafe_code)]
     #[allow(clippy::mut_from_ref)] // Disjoint ranges of one matrix go to several threads: the purpose of this type.
-    unsafe fn range(&self, start: usize, len: usize) -> &mut [T] {
+    pub(crate) unsafe fn range(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "a range lies inside the matrix");
         // SAFETY: in bounds by the line above, initialised, and nobody else's by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }

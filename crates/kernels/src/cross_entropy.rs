@@ -5,14 +5,13 @@
 
 use crate::cpu::{self, Real, Values, by_dtype};
 use crate::simd::{largest, sum_of, vectorised};
-use crate::{Error, Result, chunks, input, reference};
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, WithDType};
+use crate::{Error, Result, input, reference};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use std::sync::OnceLock;
 
 /// `-mean over rows of sum_k t_k * log_softmax(l / temperature)_k`, a scalar in the dtype of the logits; row losses are
 /// added in f64. logits and targets: [rows, k]. Target rows may sum to anything (an assignment that underflowed sums to
-/// less than 1). No gradient reaches the targets.
+/// less than 1). No gradient reaches the targets. Source: CAPI specification, section 9.
 ///
 /// # Errors
 /// Shapes or dtypes that differ, no rows, no classes, a temperature that is not positive, or a dtype that is not f32 or
@@ -47,9 +46,9 @@ pub fn mean_row_entropy(targets: &Tensor) -> Result<f64> {
     let targets = targets.detach().to_device(&candle_core::Device::Cpu)?.contiguous()?;
     by_dtype!(op, targets.dtype(), T => {
         let values = Values::<T>::of(&targets)?;
-        let groups = values.len().div_ceil(chunks::ELEMENTS);
+        let groups = values.len().div_ceil(cpu::ELEMENTS);
         let partial = cpu::fill_chunks(groups, 1, LOGARITHM * values.len(), |i, out: &mut [f64]| {
-            let values = values[i * chunks::ELEMENTS..].iter().take(chunks::ELEMENTS);
+            let values = values[i * cpu::ELEMENTS..].iter().take(cpu::ELEMENTS);
             out[0] = values.map(|t| t.wide()).filter(|&t| t != 0.0).map(|t| -t * t.ln()).sum();
         });
         Ok(partial.iter().sum::<f64>() / rows as f64)
@@ -118,8 +117,8 @@ impl CustomOp1 for SoftCrossEntropy {
     }
 
     fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (k, group) = (self.k, chunks::rows_of(self.k));
-        by_dtype!("soft_cross_entropy", logits.dtype(), T => {
+        let (k, group) = (self.k, cpu::rows_of(self.k));
+        by_dtype!("soft_cross_entropy", cpu::dtype(logits), T => {
             let (logits, targets) = (cpu::slice::<T>(logits, layout)?, Values::<T>::of(&self.targets)?);
             let work = LOGARITHM * logits.len();
             let stats = cpu::fill_chunks(self.rows * STATS, group * STATS, work, |i, stats: &mut [f64]| {
@@ -129,12 +128,12 @@ impl CustomOp1 for SoftCrossEntropy {
             let loss = stats.chunks_exact(STATS).map(|row| row[3]).sum::<f64>() / self.rows as f64;
             // One instance per call, so the cell is empty.
             let _ = self.stats.set(stats);
-            Ok((T::to_cpu_storage_owned(vec![T::of(loss)]), Shape::from(())))
+            Ok((cpu::storage(vec![T::of(loss)]), Shape::from(())))
         })
     }
 
     fn bwd(&self, logits: &Tensor, _loss: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let (k, group) = (self.k, chunks::rows_of(self.k));
+        let (k, group) = (self.k, cpu::rows_of(self.k));
         let stats = self.stats.get().map_or(&[][..], Vec::as_slice);
         by_dtype!("soft_cross_entropy", logits.dtype(), T => {
             let scale = g.to_scalar::<T>()?.wide() / (self.temperature * self.rows as f64);

@@ -24,7 +24,6 @@ mod adamw;
 mod attention;
 #[doc(hidden)]
 pub mod check;
-mod chunks;
 mod cpu;
 mod cross_entropy;
 mod error;

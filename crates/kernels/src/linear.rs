@@ -5,7 +5,7 @@ use crate::{Error, Result, input, reference, simd};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Shape, Tensor};
 
 const OP: &str = "linear";
-/// Rows per parallel chunk of the bias sum.
+/// Rows per parallel chunk where the bias is added.
 const CHUNK: usize = 64;
 
 /// `x w^T + b`. x: `[.., in]`, w: `[out, in]`, b: `[out]` -> `[.., out]`.

@@ -76,7 +76,7 @@ impl Mlp {
         // activated layer takes the memory of what was saved.
         let mut slopes = cpu::product(Matrix::new(&dy, rows, out), Matrix::new(&second, out, hidden));
         let mut layer = before;
-        cpu::for_chunk_pairs((&mut layer, &mut slopes), CHUNK, COST * rows * hidden, |_, layer, slopes| {
+        cpu::for_chunk_pairs((&mut layer, CHUNK), (&mut slopes, CHUNK), COST * rows * hidden, |_, layer, slopes| {
             gelu::forward_and_backward(layer, slopes);
         });
         let (dy, slopes) = (Matrix::new(&dy, rows, out), Matrix::new(&slopes, rows, hidden));
@@ -117,7 +117,7 @@ impl CustomOp3 for Mlp {
         by_dtype!(OP, cpu::dtype(x), T => {
             let (w1, w2) = (cpu::slice::<T>(w1, w1_layout)?, cpu::slice(w2, w2_layout)?);
             let (y, before) = forward(self.sizes, cpu::slice(x, x_layout)?, w1, w2, self.keep);
-                *self.hidden.lock().unwrap_or_else(PoisonError::into_inner) = before.map(cpu::storage);
+            *self.hidden.lock().unwrap_or_else(PoisonError::into_inner) = before.map(cpu::storage);
             let mut dims = x_layout.dims().to_vec();
             dims.last_mut().into_iter().for_each(|last| *last = self.sizes.out);
             Ok((cpu::storage(y), Shape::from(dims)))

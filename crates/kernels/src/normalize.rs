@@ -2,9 +2,8 @@
 
 use crate::cpu::{self, Real, Values, by_dtype};
 use crate::simd::{dot, vectorised};
-use crate::{Error, Result, chunks, input, reference};
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, WithDType};
+use crate::{Error, Result, input, reference};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 
 /// `x / max(|x|, eps)` over the last axis. x: [.., dim]; f32 or f64.
 ///
@@ -21,7 +20,7 @@ pub fn l2_normalize(x: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(x.contiguous()?.apply_op1(Unit { dim, eps })?)
 }
 
-/// `v * g / (|v| + eps)` row by row. v: [k, dim], g: [k, 1]; f32 or f64.
+/// `v * g / (|v| + eps)` row by row (CAPI specification, section 7). v: [k, dim], g: [k, 1]; f32 or f64.
 /// The length of an all-zero row counts as constant: only the direct part of its gradient remains.
 ///
 /// # Errors
@@ -76,18 +75,18 @@ impl CustomOp1 for Unit {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let chunk = chunks::rows_of(self.dim) * self.dim;
-        by_dtype!("l2_normalize", x.dtype(), T => {
+        let chunk = cpu::rows_of(self.dim) * self.dim;
+        by_dtype!("l2_normalize", cpu::dtype(x), T => {
             let x: &[T] = cpu::slice(x, layout)?;
             let y = cpu::fill_chunks(x.len(), chunk, x.len(), |i, y: &mut [T]| {
                 unit(&x[i * chunk..][..y.len()], self.dim, T::of(self.eps), y);
             });
-            Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
+            Ok((cpu::storage(y), layout.shape().clone()))
         })
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let (chunk, g) = (chunks::rows_of(self.dim) * self.dim, g.contiguous()?);
+        let (chunk, g) = (cpu::rows_of(self.dim) * self.dim, g.contiguous()?);
         by_dtype!("l2_normalize", x.dtype(), T => {
             let (values, g) = (Values::<T>::of(x)?, Values::<T>::of(&g)?);
             let dx = cpu::fill_chunks(values.len(), chunk, values.len(), |i, dx: &mut [T]| {
@@ -147,14 +146,14 @@ impl CustomOp2 for Split {
         lengths: &CpuStorage,
         lengths_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let group = chunks::rows_of(self.dim);
-        by_dtype!("weight_norm", v.dtype(), T => {
+        let group = cpu::rows_of(self.dim);
+        by_dtype!("weight_norm", cpu::dtype(v), T => {
             let (v, lengths): (&[T], &[T]) = (cpu::slice(v, v_layout)?, cpu::slice(lengths, lengths_layout)?);
             let y = cpu::fill_chunks(v.len(), group * self.dim, v.len(), |i, y: &mut [T]| {
                 let v = &v[i * group * self.dim..][..y.len()];
                 split(v, &lengths[i * group..], self.dim, T::of(self.eps), y);
             });
-            Ok((T::to_cpu_storage_owned(y), v_layout.shape().clone()))
+            Ok((cpu::storage(y), v_layout.shape().clone()))
         })
     }
 
@@ -165,11 +164,11 @@ impl CustomOp2 for Split {
         _y: &Tensor,
         g: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let (group, g) = (chunks::rows_of(self.dim), g.contiguous()?);
+        let (group, g) = (cpu::rows_of(self.dim), g.contiguous()?);
         by_dtype!("weight_norm", v.dtype(), T => {
             let (vs, ls, gs) = (Values::<T>::of(v)?, Values::<T>::of(lengths)?, Values::<T>::of(&g)?);
             let (mut dv, mut dlengths) = (vec![T::default(); vs.len()], vec![T::default(); ls.len()]);
-            chunks::for_pairs((&mut dv, group * self.dim), (&mut dlengths, group), |i, dv, dlengths| {
+            cpu::for_chunk_pairs((&mut dv, group * self.dim), (&mut dlengths, group), vs.len(), |i, dv, dlengths| {
                 let here = i * group * self.dim..i * group * self.dim + dv.len();
                 let (v, g) = (&vs[here.clone()], &gs[here]);
                 split_gradient(v, &ls[i * group..], g, self.dim, T::of(self.eps), dv, dlengths);

@@ -5,15 +5,15 @@
 
 use crate::cpu::{self, Real, Values, by_dtype};
 use crate::simd::{dot, sum_of, vectorised};
-use crate::{Result, chunks, input, reference};
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, WithDType};
+use crate::{Result, input, reference};
+use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 use std::sync::OnceLock;
 
 /// `x / sqrt(mean(x^2) + eps) * w` over the last axis. x: `[.., dim]`, w: `[dim]`; f32 or f64.
 ///
 /// # Errors
-/// A scalar, a weight of another size or dtype, or a dtype that is not f32 or f64.
+/// A scalar, a weight of another size or dtype, an `eps` that is negative or not finite, or a dtype that is not f32 or
+/// f64.
 pub fn rms_norm(x: &Tensor, w: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     check("rms_norm", x, w, None, eps)?;
     if !cpu::on_cpu(x) {
@@ -26,7 +26,7 @@ pub fn rms_norm(x: &Tensor, w: Option<&Tensor>, eps: f64) -> Result<Tensor> {
 /// x: `[.., dim]`, w and b: `[dim]`; f32 or f64.
 ///
 /// # Errors
-/// As [`rms_norm`].
+/// As [`rms_norm`]; a bias of another size or dtype.
 pub fn layer_norm(x: &Tensor, w: Option<&Tensor>, b: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     check("layer_norm", x, w, b, eps)?;
     if !cpu::on_cpu(x) {
@@ -66,10 +66,10 @@ struct Norm {
 impl Norm {
     fn forward<T: Real>(&self, x: &[T], w: &[T], b: &[T]) -> Vec<T> {
         let dim = w.len();
-        let group = chunks::rows_of(dim);
+        let group = cpu::rows_of(dim);
         let mut y = vec![T::zero(); x.len()];
         let mut stats = vec![0.0; 2 * x.len().checked_div(dim).unwrap_or(0)];
-        chunks::for_pairs((&mut y, group * dim), (&mut stats, group * 2), |i, y, stats| {
+        cpu::for_chunk_pairs((&mut y, group * dim), (&mut stats, group * 2), x.len(), |i, y, stats| {
             normalise(&x[i * group * dim..][..y.len()], w, b, self.centred, self.eps, y, stats);
         });
         // One instance per call, so the cell is empty.
@@ -80,12 +80,12 @@ impl Norm {
     /// Gradients of x, and of w and b side by side.
     fn backward<T: Real>(&self, x: &[T], w: &[T], g: &[T]) -> (Vec<T>, Vec<T>) {
         let dim = w.len();
-        let group = chunks::rows_of(dim);
+        let group = cpu::rows_of(dim);
         let stats = self.rows.get().map_or(&[][..], Vec::as_slice);
         let mut dx = vec![T::zero(); x.len()];
         let groups = x.len().div_ceil((group * dim).max(1));
         let mut partial = vec![T::zero(); groups * 2 * dim]; // [groups, 2, dim]
-        chunks::for_pairs((&mut dx, group * dim), (&mut partial, 2 * dim), |i, dx, partial| {
+        cpu::for_chunk_pairs((&mut dx, group * dim), (&mut partial, 2 * dim), x.len(), |i, dx, partial| {
             let (x, g) = (&x[i * group * dim..][..dx.len()], &g[i * group * dim..][..dx.len()]);
             let (dw, db) = partial.split_at_mut(dim);
             gradients(x, w, g, &stats[i * group * 2..], self.centred, dx, dw, db);
@@ -167,9 +167,9 @@ impl CustomOp3 for Norm {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        by_dtype!("norm", x.dtype(), T => {
+        by_dtype!("norm", cpu::dtype(x), T => {
             let y = self.forward::<T>(cpu::slice(x, x_layout)?, cpu::slice(w, w_layout)?, cpu::slice(b, b_layout)?);
-            Ok((T::to_cpu_storage_owned(y), x_layout.shape().clone()))
+            Ok((cpu::storage(y), x_layout.shape().clone()))
         })
     }
 

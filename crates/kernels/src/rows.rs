@@ -1,9 +1,8 @@
 //! Moving whole rows of the first axis: tokens kept, dropped, put back.
 
 use crate::cpu::{self, Real, Values, by_dtype};
-use crate::{Error, Result, chunks, input, reference};
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, WithDType};
+use crate::{Error, Result, input, reference};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 
 /// The rows `index` of `x`, in that order; a row may be taken more than once.
 /// x: [rows, ..], result: [index.len(), ..]; f32 or f64.
@@ -72,7 +71,7 @@ fn width(dims: &[usize]) -> usize {
 
 /// `scale * x[index[i]]` for every i; `x` has rows of `width`.
 fn taken<T: Real>(x: &[T], index: &[u32], width: usize, scale: T) -> Vec<T> {
-    let group = chunks::rows_of(width);
+    let group = cpu::rows_of(width);
     let len = index.len() * width;
     cpu::fill_chunks(len, group * width, len, |i, out: &mut [T]| {
         for (out, &row) in out.chunks_exact_mut(width.max(1)).zip(&index[i * group..]) {
@@ -112,7 +111,7 @@ impl Sources {
 /// row is made by one thread, so addends come in the order of `index`.
 fn added<T: Real>(base: Option<&[T]>, rows: usize, index: &[u32], src: &[T], width: usize, scale: T) -> Vec<T> {
     let sources = Sources::of(index, rows);
-    let group = chunks::rows_of(width);
+    let group = cpu::rows_of(width);
     let len = rows * width;
     cpu::fill_chunks(len, group * width, len + src.len(), |i, out: &mut [T]| {
         if let Some(base) = base {
@@ -130,7 +129,7 @@ fn added<T: Real>(base: Option<&[T]>, rows: usize, index: &[u32], src: &[T], wid
 /// `base` with the rows `index` taken from `src`, or zero without one.
 fn replaced<T: Real>(base: &[T], rows: usize, index: &[u32], src: Option<&[T]>, width: usize) -> Vec<T> {
     let sources = Sources::of(index, rows);
-    let group = chunks::rows_of(width);
+    let group = cpu::rows_of(width);
     cpu::fill_chunks(rows * width, group * width, rows * width, |i, out: &mut [T]| {
         for (row, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
             let row = i * group + row;
@@ -156,9 +155,9 @@ impl CustomOp1 for Gather {
         let mut dims = layout.dims().to_vec();
         let width = width(&dims);
         dims[0] = self.index.len();
-        by_dtype!("gather_rows", x.dtype(), T => {
+        by_dtype!("gather_rows", cpu::dtype(x), T => {
             let rows = taken::<T>(cpu::slice(x, layout)?, &self.index, width, T::of(1.0));
-            Ok((T::to_cpu_storage_owned(rows), Shape::from(dims)))
+            Ok((cpu::storage(rows), Shape::from(dims)))
         })
     }
 
@@ -189,10 +188,10 @@ impl CustomOp2 for ScatterAdd {
         src_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (rows, width) = (layout.dims()[0], width(layout.dims()));
-        by_dtype!("scatter_add_rows", base.dtype(), T => {
+        by_dtype!("scatter_add_rows", cpu::dtype(base), T => {
             let (base, src): (&[T], &[T]) = (cpu::slice(base, layout)?, cpu::slice(src, src_layout)?);
             let out = added(Some(base), rows, &self.index, src, width, T::of(self.scale));
-            Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
+            Ok((cpu::storage(out), layout.shape().clone()))
         })
     }
 
@@ -234,10 +233,10 @@ impl CustomOp2 for Scatter {
         src_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (rows, width) = (layout.dims()[0], width(layout.dims()));
-        by_dtype!("scatter_rows", base.dtype(), T => {
+        by_dtype!("scatter_rows", cpu::dtype(base), T => {
             let (base, src): (&[T], &[T]) = (cpu::slice(base, layout)?, cpu::slice(src, src_layout)?);
             let out = replaced(base, rows, &self.index, Some(src), width);
-            Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
+            Ok((cpu::storage(out), layout.shape().clone()))
         })
     }
 

@@ -1,13 +1,14 @@
 //! Balanced assignments by Sinkhorn's iteration.
 
-use crate::cpu::{self, Real, Values, by_dtype};
+use crate::cpu::{self, Real, SharedRows, Values, by_dtype};
 use crate::simd::{sum_of, vectorised};
-use crate::{Error, Result, chunks, input, reference};
+use crate::{Error, Result, input, reference};
 use candle_core::Tensor;
 
 /// Balanced assignments: `exp(z - max over samples + 50)` for `z = logits / temperature`, then `iterations` times each
 /// prototype divided by its sum over the samples and each sample divided by its sum over the prototypes (1e-8 is added
 /// to every sum). logits: [groups, samples, k]; groups are independent. No gradient; the result records no graph.
+/// Source: CAPI specification, section 8.3.
 ///
 /// A sample far from every prototype may underflow: its row then sums to less than 1, even to 0.
 ///
@@ -53,7 +54,7 @@ struct Blocks {
 impl Blocks {
     fn new(groups: usize, samples: usize, k: usize) -> Self {
         // At least 32: partial sums then take no more than a 32nd of the memory. At most 256: f32 sums stay short.
-        let rows = (2 * chunks::ELEMENTS / k).clamp(32, 256);
+        let rows = (2 * cpu::ELEMENTS / k).clamp(32, 256);
         let per_group = samples.div_ceil(rows);
         Self { samples, k, rows, per_group, count: groups * per_group }
     }
@@ -96,19 +97,14 @@ impl Blocks {
 
     /// Runs `f` on every block of `x` with its index and its row of a new [count, k] array of zeros, which is returned.
     fn update<T: Real>(&self, x: &mut [T], f: impl Fn(usize, &mut [T], &mut [T]) + Sync) -> Vec<T> {
-        use rayon::prelude::*;
-        let mut partial = vec![T::zero(); self.count * self.k];
-        let blocks: Vec<(&mut [T], &mut [T])> = x
-            .chunks_mut(self.samples * self.k)
-            .flat_map(|group| group.chunks_mut(self.rows * self.k))
-            .zip(partial.chunks_mut(self.k))
-            .collect();
-        if EXPONENTIAL * self.count * self.k < chunks::ELEMENTS {
-            blocks.into_iter().enumerate().for_each(|(i, (x, sum))| f(i, x, sum));
-        } else {
-            blocks.into_par_iter().enumerate().for_each(|(i, (x, sum))| f(i, x, sum));
-        }
-        partial
+        let work = EXPONENTIAL * x.len();
+        let x = SharedRows::new(x);
+        cpu::fill_chunks(self.count * self.k, self.k, work, |i, sum: &mut [T]| {
+            let range = self.range(i);
+            // SAFETY: blocks are disjoint, and no two calls get the same index.
+            #[allow(unsafe_code)]
+            f(i, unsafe { x.range(range.start, range.len()) }, sum);
+        })
     }
 }
 

@@ -2,9 +2,8 @@
 
 use crate::cpu::{self, Values, by_dtype};
 use crate::simd::{dot, largest, sum_of, vectorised};
-use crate::{Result, chunks, input, reference};
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, WithDType};
+use crate::{Result, input, reference};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
 /// `exp(x) / sum(exp(x))` over the last axis, shifted by the row's maximum. x: [.., k]; f32 or f64.
 /// A row that holds a NaN is all NaN.
@@ -60,18 +59,18 @@ impl CustomOp1 for Softmax {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let chunk = chunks::rows_of(self.k) * self.k;
-        by_dtype!("softmax", x.dtype(), T => {
+        let chunk = cpu::rows_of(self.k) * self.k;
+        by_dtype!("softmax", cpu::dtype(x), T => {
             let x: &[T] = cpu::slice(x, layout)?;
             let y = cpu::fill_chunks(x.len(), chunk, WORK * x.len(), |i, y: &mut [T]| {
                 forward(&x[i * chunk..][..y.len()], self.k, y);
             });
-            Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
+            Ok((cpu::storage(y), layout.shape().clone()))
         })
     }
 
     fn bwd(&self, _x: &Tensor, y: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let (chunk, g) = (chunks::rows_of(self.k) * self.k, g.contiguous()?);
+        let (chunk, g) = (cpu::rows_of(self.k) * self.k, g.contiguous()?);
         by_dtype!("softmax", y.dtype(), T => {
             let (values, g) = (Values::<T>::of(y)?, Values::<T>::of(&g)?);
             let dx = cpu::fill_chunks(values.len(), chunk, values.len(), |i, dx: &mut [T]| {
