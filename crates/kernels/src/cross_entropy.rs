@@ -57,7 +57,7 @@ pub fn mean_row_entropy(targets: &Tensor) -> Result<f64> {
 
 /// A logarithm or exponential costs about as much as this many copies.
 const LOGARITHM: usize = 8;
-/// Per row: largest scaled logit, sum of exponentials, sum of targets, loss.
+/// Per row: largest logit, sum of exponentials, sum of targets, loss.
 const STATS: usize = 4;
 /// Elements whose exponentials are added in the element type; blocks are added in f64.
 const BLOCK: usize = 256;
@@ -75,12 +75,12 @@ vectorised! {
     fn row_losses / row_losses_at<T, ISA>(logits: &[T], targets: &[T], k: usize, sharpness: T, stats: &mut [f64]) {
         let (mut exps, mut products) = ([T::zero(); BLOCK], [T::zero(); BLOCK]);
         for ((l, t), stats) in logits.chunks_exact(k).zip(targets.chunks_exact(k)).zip(stats.chunks_exact_mut(STATS)) {
-            let shift = largest(l) * sharpness;
+            let shift = largest(l);
             let (mut exp_sum, mut product_sum, mut target_sum) = (0.0, 0.0, 0.0);
             for (l, t) in l.chunks(BLOCK).zip(t.chunks(BLOCK)) {
                 let (exps, products) = (&mut exps[..l.len()], &mut products[..l.len()]);
                 for i in 0..l.len() {
-                    let z = l[i] * sharpness - shift;
+                    let z = (l[i] - shift) * sharpness; // Not scaled apart: near the largest, the difference is exact.
                     exps[i] = z.exponential::<ISA>();
                     products[i] = z * t[i];
                 }
@@ -104,7 +104,7 @@ vectorised! {
         for (((l, t), dl), stats) in rows.zip(stats.chunks_exact(STATS)) {
             let (shift, share, scale) = (T::of(stats[0]), T::of(stats[2] / stats[1]), T::of(scale));
             for i in 0..k {
-                let p = (l[i] * sharpness - shift).exponential::<ISA>() * share;
+                let p = ((l[i] - shift) * sharpness).exponential::<ISA>() * share;
                 dl[i] = (p - t[i]) * scale;
             }
         }
@@ -151,7 +151,7 @@ impl CustomOp1 for SoftCrossEntropy {
 #[cfg(test)]
 mod tests {
     use super::{mean_row_entropy, soft_cross_entropy};
-    use crate::check::{check_op_with, output_and_gradients, same_for_any_threads, sample};
+    use crate::check::{check_op_with, output_and_gradients, same, same_for_any_threads, sample};
     use crate::levels::{same_on_all, values};
     use crate::{Error, backward, reference};
     use candle_core::{DType, Device, Tensor, Var};
@@ -173,6 +173,19 @@ mod tests {
                 )
                 .unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn logits_far_from_zero_keep_their_differences() {
+        let logits = ((sample(1, (5, 67)).unwrap() + 1e3).unwrap()).to_dtype(DType::F32).unwrap();
+        let run = |dtype, loss: fn(&Tensor, &Tensor, f64) -> crate::Result<Tensor>| {
+            let targets = targets(5, 67).to_dtype(dtype).unwrap();
+            output_and_gradients(&[logits.clone()], dtype, |v| loss(&v[0], &targets, 0.03)).unwrap()
+        };
+        let expected = run(DType::F64, reference::soft_cross_entropy);
+        for (got, expected) in run(DType::F32, soft_cross_entropy).iter().zip(&expected) {
+            same("loss", got, expected, crate::check::F32).unwrap();
         }
     }
 
