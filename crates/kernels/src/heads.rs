@@ -1,6 +1,7 @@
 //! Attention inside one head of one image: small products and a softmax, in scratch memory that stays in the cache.
 //!
-//! Queries go in blocks, so nothing of size nq * nk is held. The blocks do not depend on the number of threads.
+//! Queries go in blocks, so no scores of size nq * nk are held: of that size is only the table of what is visible,
+//! where there is one. The blocks do not depend on the number of threads.
 
 use crate::cpu::Real;
 use crate::simd::{AVX512, dot, largest, sum_of, vectorised};

@@ -3,7 +3,7 @@
 use crate::simd::{AVX2, AVX512, BASELINE, level};
 
 /// Fails unless `run` gives the same numbers, within `bound` of the largest, on the baseline and on every better set.
-/// A set that the processor lacks falls back to the best it has, so the comparison stays true there.
+/// Sets that the processor lacks are left out.
 pub(crate) fn same_on_all(bound: f32, run: impl Fn(u8) -> Vec<f32>) {
     let baseline = run(BASELINE);
     let scale = baseline.iter().fold(0.0_f32, |most, value| most.max(value.abs()));

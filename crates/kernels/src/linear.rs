@@ -55,7 +55,8 @@ impl Sizes {
     }
 }
 
-fn with_last(shape: &Shape, last: usize) -> Shape {
+/// `shape` with another last axis.
+pub(crate) fn with_last(shape: &Shape, last: usize) -> Shape {
     let mut dims = shape.dims().to_vec();
     if let Some(dim) = dims.last_mut() {
         *dim = last;

@@ -2,6 +2,7 @@
 
 use crate::cpu::{self, Matrix, Real, Values, by_dtype};
 use crate::gelu::{self, CHUNK, COST};
+use crate::linear::with_last;
 use crate::{Error, Result, input, reference};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Shape, Tensor};
 use std::sync::{Mutex, PoisonError};
@@ -118,9 +119,7 @@ impl CustomOp3 for Mlp {
             let (w1, w2) = (cpu::slice::<T>(w1, w1_layout)?, cpu::slice(w2, w2_layout)?);
             let (y, before) = forward(self.sizes, cpu::slice(x, x_layout)?, w1, w2, self.keep);
             *self.hidden.lock().unwrap_or_else(PoisonError::into_inner) = before.map(cpu::storage);
-            let mut dims = x_layout.dims().to_vec();
-            dims.last_mut().into_iter().for_each(|last| *last = self.sizes.out);
-            Ok((cpu::storage(y), Shape::from(dims)))
+            Ok((cpu::storage(y), with_last(x_layout.shape(), self.sizes.out)))
         })
     }
 

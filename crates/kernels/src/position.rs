@@ -11,7 +11,7 @@ const CHUNK: usize = 32;
 
 /// The frequency table `[2, head_size]`, row-major: the first row holds the frequencies that multiply y (first half of the
 /// channels), the second those that multiply x (second half). Inside a half the list of `head_size / 4` frequencies,
-/// geometric from 7 down to 0.0007 turns over the image, appears twice.
+/// geometric from 7 down to 0.0007 turns over the image, appears twice (CAPI specification, section 5.3).
 ///
 /// # Errors
 /// `head_size` is zero or not divisible by 4.
@@ -92,7 +92,8 @@ impl Angles {
 ///
 /// Channel c of a head is paired with channel c + head_size/2:
 /// `out[c] = x[c] cos[c] - x[c + half] sin[c]` and `out[c + half] = x[c + half] cos[c + half] + x[c] sin[c + half]`.
-/// The two members of a pair use different angles, so this is no rotation: published weights were trained with it.
+/// The two members of a pair use different angles, so this is no rotation: published weights were trained with it
+/// (CAPI specification, section 5.3).
 ///
 /// # Errors
 /// Shapes that do not fit, unequal dtypes, or a dtype that is not f32 or f64.
@@ -279,11 +280,12 @@ mod tests {
         let mut seen = 0;
         for (name, x) in &tensors {
             let Some(head) = name.strip_suffix(".apply_in") else { continue };
-            // [batch, heads, n, head_size], with one head.
-            let tensor = |part: &str| tensors[&format!("{head}.{part}")].squeeze(1).unwrap();
-            let angles = Angles::new(&tensor("apply_coords"), &tensors[&format!("{head}.freqs")]).unwrap();
-            let y = position_encode(&x.squeeze(1).unwrap(), &angles, 1).unwrap();
-            assert_close(name, &y, &tensor("apply_out"), 2e-5);
+            let tensor = |part: &str| &tensors[&format!("{head}.{part}")];
+            let heads = x.dim(1).unwrap(); // x: [batch, heads, n, head_size]
+            let joined = |x: &Tensor| x.transpose(1, 2).unwrap().flatten_from(2).unwrap(); // [batch, n, dim]
+            let coords = tensor("apply_coords").get_on_dim(1, 0).unwrap(); // [batch, n, 2]
+            let y = position_encode(&joined(x), &Angles::new(&coords, tensor("freqs")).unwrap(), heads).unwrap();
+            assert_close(name, &y, &joined(tensor("apply_out")), 2e-5);
             seen += 1;
         }
         assert!(seen > 0);

@@ -29,7 +29,7 @@ pub fn scatter_add_rows(base: &Tensor, index: &[u32], src: &Tensor, scale: f64) 
     if !cpu::on_cpu(base) {
         return reference::scatter_add_rows(base, index, src, scale);
     }
-    Ok(base.contiguous()?.apply_op2(&src.contiguous()?, ScatterAdd { index: index.to_vec(), scale })?)
+    Ok(base.contiguous()?.apply_op2(&src.contiguous()?, Scatter { index: index.to_vec(), write: Write::Add(scale) })?)
 }
 
 /// A copy of `base` with row `index[i]` replaced by `src[i]`. base: [rows, ..], src: [index.len(), ..].
@@ -48,7 +48,7 @@ pub fn scatter_rows(base: &Tensor, index: &[u32], src: &Tensor) -> Result<Tensor
     if !cpu::on_cpu(base) {
         return reference::scatter_rows(base, index, src);
     }
-    Ok(base.contiguous()?.apply_op2(&src.contiguous()?, Scatter { index: index.to_vec() })?)
+    Ok(base.contiguous()?.apply_op2(&src.contiguous()?, Scatter { index: index.to_vec(), write: Write::Replace })?)
 }
 
 fn first_axis(op: &'static str, x: &Tensor) -> Result<usize> {
@@ -170,14 +170,25 @@ impl CustomOp1 for Gather {
     }
 }
 
-struct ScatterAdd {
-    index: Vec<u32>,
-    scale: f64,
+/// What happens to a named row of the base.
+#[derive(Clone, Copy)]
+enum Write {
+    /// So many times the source is added.
+    Add(f64),
+    Replace,
 }
 
-impl CustomOp2 for ScatterAdd {
+struct Scatter {
+    index: Vec<u32>,
+    write: Write,
+}
+
+impl CustomOp2 for Scatter {
     fn name(&self) -> &'static str {
-        "scatter_add_rows"
+        match self.write {
+            Write::Add(_) => "scatter_add_rows",
+            Write::Replace => "scatter_rows",
+        }
     }
 
     fn cpu_fwd(
@@ -188,9 +199,12 @@ impl CustomOp2 for ScatterAdd {
         src_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (rows, width) = (layout.dims()[0], width(layout.dims()));
-        by_dtype!("scatter_add_rows", cpu::dtype(base), T => {
+        by_dtype!(self.name(), cpu::dtype(base), T => {
             let (base, src): (&[T], &[T]) = (cpu::slice(base, layout)?, cpu::slice(src, src_layout)?);
-            let out = added(Some(base), rows, &self.index, src, width, T::of(self.scale));
+            let out = match self.write {
+                Write::Add(scale) => added(Some(base), rows, &self.index, src, width, T::of(scale)),
+                Write::Replace => replaced(base, rows, &self.index, Some(src), width),
+            };
             Ok((cpu::storage(out), layout.shape().clone()))
         })
     }
@@ -202,9 +216,12 @@ impl CustomOp2 for ScatterAdd {
         _y: &Tensor,
         g: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let dbase = base.track_op().then(|| g.clone());
-        let dsrc = src.track_op().then(|| gathered(g, &self.index, self.scale, src)).transpose()?;
-        Ok((dbase, dsrc))
+        let (scale, kept) = match self.write {
+            Write::Add(scale) => (scale, base.track_op().then(|| g.clone())),
+            Write::Replace => (1.0, base.track_op().then(|| blanked(g, &self.index)).transpose()?),
+        };
+        let moved = src.track_op().then(|| gathered(g, &self.index, scale, src)).transpose()?;
+        Ok((kept, moved))
     }
 }
 
@@ -214,43 +231,6 @@ fn gathered(g: &Tensor, index: &[u32], scale: f64, like: &Tensor) -> candle_core
     by_dtype!("scatter_rows", g.dtype(), T => {
         cpu::tensor(taken::<T>(&Values::of(&g)?, index, width, T::of(scale)), like.shape())
     })
-}
-
-struct Scatter {
-    index: Vec<u32>,
-}
-
-impl CustomOp2 for Scatter {
-    fn name(&self) -> &'static str {
-        "scatter_rows"
-    }
-
-    fn cpu_fwd(
-        &self,
-        base: &CpuStorage,
-        layout: &Layout,
-        src: &CpuStorage,
-        src_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (rows, width) = (layout.dims()[0], width(layout.dims()));
-        by_dtype!("scatter_rows", cpu::dtype(base), T => {
-            let (base, src): (&[T], &[T]) = (cpu::slice(base, layout)?, cpu::slice(src, src_layout)?);
-            let out = replaced(base, rows, &self.index, Some(src), width);
-            Ok((cpu::storage(out), layout.shape().clone()))
-        })
-    }
-
-    fn bwd(
-        &self,
-        base: &Tensor,
-        src: &Tensor,
-        _y: &Tensor,
-        g: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let dbase = base.track_op().then(|| blanked(g, &self.index)).transpose()?;
-        let dsrc = src.track_op().then(|| gathered(g, &self.index, 1.0, src)).transpose()?;
-        Ok((dbase, dsrc))
-    }
 }
 
 /// `g` with the rows `index` zero.

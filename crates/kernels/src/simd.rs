@@ -2,7 +2,9 @@
 //! multiply-add, and for the baseline - and picks the best the processor has; [`Real`] holds the elementary functions
 //! in a form the compiler can vectorise.
 //!
-//! Invariants: NaN in, NaN out. f32 functions are good to about 1e-7 relative; f64 ones are the standard library's.
+//! Invariants: NaN in, NaN out. In f32 the exponential is good to 1.5e-7 relative, sine and cosine to 1.5e-7 absolute,
+//! the normal distribution to 5e-7 relative above -2 and to less below, where its exponential magnifies the rounding of
+//! x^2. In f64 they are the standard library's, the error function candle's.
 
 use candle_core::WithDType;
 use std::ops::Neg;
@@ -113,6 +115,33 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> + Default + std::fmt::Debu
 /// Largest magnitude for which the f32 sine reduces its argument exactly.
 pub(crate) const SINE_LIMIT: f64 = 8000.0;
 
+/// What reads the same for f32 and f64.
+macro_rules! both_alike {
+    () => {
+        #[inline(always)]
+        fn fused<const ISA: u8>(a: Self, b: Self, c: Self) -> Self {
+            // Without the instruction, `mul_add` is a slow library call.
+            if ISA == BASELINE { a * b + c } else { a.mul_add(b, c) }
+        }
+        #[inline(always)]
+        fn larger(self, other: Self) -> Self {
+            self.max(other)
+        }
+        #[inline(always)]
+        fn magnitude(self) -> Self {
+            self.abs()
+        }
+        #[inline(always)]
+        fn root(self) -> Self {
+            self.sqrt()
+        }
+        #[inline(always)]
+        fn logarithm(self) -> Self {
+            self.ln()
+        }
+    };
+}
+
 impl Real for f64 {
     #[inline(always)]
     fn of(value: f64) -> Self {
@@ -122,27 +151,7 @@ impl Real for f64 {
     fn wide(self) -> f64 {
         self
     }
-    #[inline(always)]
-    fn fused<const ISA: u8>(a: Self, b: Self, c: Self) -> Self {
-        // Without the instruction, `mul_add` is a slow library call.
-        if ISA == BASELINE { a * b + c } else { a.mul_add(b, c) }
-    }
-    #[inline(always)]
-    fn larger(self, other: Self) -> Self {
-        self.max(other)
-    }
-    #[inline(always)]
-    fn magnitude(self) -> Self {
-        self.abs()
-    }
-    #[inline(always)]
-    fn root(self) -> Self {
-        self.sqrt()
-    }
-    #[inline(always)]
-    fn logarithm(self) -> Self {
-        self.ln()
-    }
+    both_alike!();
     #[inline(always)]
     fn exponential<const ISA: u8>(self) -> Self {
         self.exp()
@@ -182,26 +191,7 @@ impl Real for f32 {
     fn wide(self) -> f64 {
         f64::from(self)
     }
-    #[inline(always)]
-    fn fused<const ISA: u8>(a: Self, b: Self, c: Self) -> Self {
-        if ISA == BASELINE { a * b + c } else { a.mul_add(b, c) }
-    }
-    #[inline(always)]
-    fn larger(self, other: Self) -> Self {
-        self.max(other)
-    }
-    #[inline(always)]
-    fn magnitude(self) -> Self {
-        self.abs()
-    }
-    #[inline(always)]
-    fn root(self) -> Self {
-        self.sqrt()
-    }
-    #[inline(always)]
-    fn logarithm(self) -> Self {
-        self.ln()
-    }
+    both_alike!();
 
     /// 2^n times a polynomial on +-ln(2)/2. Above 88.7 infinite, below -86.9 zero.
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! Plain forms of the operators made of matrix products, and of what stands between them.
 
 use crate::attention::Visibility;
+use crate::linear::with_last;
 use crate::position::Angles;
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
@@ -11,10 +12,7 @@ use candle_core::{D, Tensor};
 /// Shapes that do not fit.
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let (rows, out) = (x.elem_count() / x.dim(D::Minus1)?.max(1), w.dim(0)?);
-    let mut shape = x.dims().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = out;
-    }
+    let shape = with_last(x.shape(), out);
     if rows == 0 || out == 0 || x.elem_count() == 0 {
         let y = Tensor::zeros(shape, x.dtype(), x.device())?;
         return Ok(b.map_or_else(|| Ok(y.clone()), |b| y.broadcast_add(b))?);
