@@ -78,6 +78,29 @@ pub fn check_op_with(
     Ok(())
 }
 
+/// Judges `op` on inputs of many chunks, in f64 and f32: output and gradients against those of `reference` in f64. No
+/// central differences: their cost grows with the square of the size, and [`check_op`] takes them on small inputs.
+///
+/// # Errors
+/// As [`check_op`].
+pub fn check_large(
+    inputs: &[Tensor],
+    op: impl Fn(&[Tensor]) -> Result<Tensor>,
+    reference: impl Fn(&[Tensor]) -> Result<Tensor>,
+) -> Result<()> {
+    // Numbers that both types hold, so that f32 is not judged by the rounding of its inputs.
+    let round = |t: &Tensor| Ok(t.to_dtype(DType::F32)?.to_dtype(DType::F64)?);
+    let inputs = inputs.iter().map(round).collect::<Result<Vec<_>>>()?;
+    let judge = output_and_gradients(&inputs, DType::F64, reference)?;
+    for (dtype, tolerance) in [(DType::F64, F64), (DType::F32, F32)] {
+        for (i, (got, expected)) in output_and_gradients(&inputs, dtype, &op)?.iter().zip(&judge).enumerate() {
+            let what = if i == 0 { "output".to_owned() } else { format!("gradient of input {}", i - 1) };
+            same(&format!("{what} ({dtype:?})"), got, expected, tolerance)?;
+        }
+    }
+    Ok(())
+}
+
 /// How the inputs of a pass lie in memory.
 #[derive(Clone, Copy, Debug)]
 enum Layout {
@@ -227,7 +250,7 @@ fn failure(message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{check_op, same_for_any_threads, sample};
+    use super::{check_large, check_op, same_for_any_threads, sample};
     use candle_core::{DType, Tensor};
 
     #[test]
@@ -245,6 +268,16 @@ mod tests {
         assert!(refusal(|x| x.sqr()? * 1.001).contains("output"));
         assert!(refusal(|x| x * x.detach()).contains("gradient of input 0"));
         assert!(refusal(|x| x.detach().sqr()? + 0.0 * x.ones_like()?).contains("no gradient"));
+    }
+
+    #[test]
+    fn a_wrong_value_and_a_wrong_gradient_are_told_apart_without_differences() {
+        let refusal = |op: fn(&Tensor) -> candle_core::Result<Tensor>| {
+            check_large(&[sample(1, (3, 4)).unwrap()], |v| Ok(op(&v[0])?), |v| Ok(v[0].sqr()?))
+        };
+        refusal(Tensor::sqr).unwrap();
+        assert!(refusal(|x| x.sqr()? * 1.001).unwrap_err().to_string().contains("output"));
+        assert!(refusal(|x| x * x.detach()).unwrap_err().to_string().contains("gradient of input 0"));
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl CustomOp1 for SoftCrossEntropy {
 #[cfg(test)]
 mod tests {
     use super::{mean_row_entropy, soft_cross_entropy};
-    use crate::check::{check_op_with, output_and_gradients, same, same_for_any_threads, sample};
+    use crate::check::{check_large, check_op_with, output_and_gradients, same, same_for_any_threads, sample};
     use crate::levels::{same_on_all, values};
     use crate::{Error, backward, reference};
     use candle_core::{DType, Device, Tensor, Var};
@@ -174,6 +174,15 @@ mod tests {
                 .unwrap();
             }
         }
+    }
+
+    #[test]
+    fn many_rows_match_as_well() {
+        let (logits, targets) = (sample(1, (700, 67)).unwrap(), targets(700, 67));
+        let run = |v: &[Tensor], loss: fn(&Tensor, &Tensor, f64) -> crate::Result<Tensor>| {
+            loss(&v[0], &targets.to_dtype(v[0].dtype())?, 0.12)
+        };
+        check_large(&[logits], |v| run(v, soft_cross_entropy), |v| run(v, reference::soft_cross_entropy)).unwrap();
     }
 
     #[test]

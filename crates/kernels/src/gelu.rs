@@ -87,7 +87,7 @@ vectorised! {
 #[cfg(test)]
 mod tests {
     use super::{backward_at, forward_at, gelu};
-    use crate::check::{check_op, output_and_gradients, same_for_any_threads, sample};
+    use crate::check::{check_large, check_op, output_and_gradients, same_for_any_threads, sample};
     use crate::{reference, simd};
     use candle_core::{DType, Device, Tensor};
 
@@ -97,6 +97,12 @@ mod tests {
             let x = (sample(1, shape).unwrap() * 4.0).unwrap();
             check_op(&[x], |v| gelu(&v[0]), |v| reference::gelu(&v[0])).unwrap();
         }
+    }
+
+    #[test]
+    fn many_elements_match_as_well() {
+        let x = sample(1, (700, 67)).unwrap();
+        check_large(&[x], |v| gelu(&v[0]), |v| reference::gelu(&v[0])).unwrap();
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl CustomOp3 for Linear {
 #[cfg(test)]
 mod tests {
     use super::linear;
-    use crate::check::{check_op, output_and_gradients, same_for_any_threads, sample};
+    use crate::check::{check_large, check_op, output_and_gradients, same_for_any_threads, sample};
     use crate::reference;
     use candle_core::{DType, Device, Tensor, Var};
 
@@ -181,13 +181,8 @@ mod tests {
     #[test]
     fn large_products_match_as_well() {
         let inputs = [sample(1, (700, 96)).unwrap(), sample(2, (130, 96)).unwrap(), sample(3, 130).unwrap()];
-        let run =
-            |f: &dyn Fn(&[Tensor]) -> crate::Result<Tensor>| output_and_gradients(&inputs, DType::F32, f).unwrap();
-        let got = run(&|v| linear(&v[0], &v[1], Some(&v[2])));
-        let expected = run(&|v| reference::linear(&v[0], &v[1], Some(&v[2])));
-        for (got, expected) in got.iter().zip(&expected) {
-            crate::check::same("linear", got, expected, crate::check::F32).unwrap();
-        }
+        check_large(&inputs, |v| linear(&v[0], &v[1], Some(&v[2])), |v| reference::linear(&v[0], &v[1], Some(&v[2])))
+            .unwrap();
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl CustomOp2 for Split {
 #[cfg(test)]
 mod tests {
     use super::{l2_normalize, weight_norm};
-    use crate::check::{check_op, output_and_gradients, same_for_any_threads, sample};
+    use crate::check::{check_large, check_op, output_and_gradients, same_for_any_threads, sample};
     use crate::levels::{same_on_all, values};
     use crate::{Error, reference};
     use candle_core::{DType, Device, Tensor};
@@ -208,6 +208,14 @@ mod tests {
                     .unwrap();
             }
         }
+    }
+
+    #[test]
+    fn many_rows_match_as_well() {
+        let inputs = [sample(1, (700, 67)).unwrap(), sample(2, (700, 1)).unwrap()];
+        check_large(&inputs[..1], |v| l2_normalize(&v[0], 1e-7), |v| reference::l2_normalize(&v[0], 1e-7)).unwrap();
+        check_large(&inputs, |v| weight_norm(&v[0], &v[1], 1e-8), |v| reference::weight_norm(&v[0], &v[1], 1e-8))
+            .unwrap();
     }
 
     #[test]

@@ -196,7 +196,7 @@ impl CustomOp3 for Norm {
 #[cfg(test)]
 mod tests {
     use super::{layer_norm, rms_norm};
-    use crate::check::{check_op, output_and_gradients, same, same_for_any_threads, sample};
+    use crate::check::{check_large, check_op, output_and_gradients, same, same_for_any_threads, sample};
     use crate::levels::{same_on_all, values};
     use crate::{Error, reference};
     use candle_core::{DType, Device, Tensor};
@@ -244,6 +244,15 @@ mod tests {
     }
 
     #[test]
+    fn many_rows_match_as_well() {
+        let inputs = inputs(&[700, 67], 2);
+        let rms = |v: &[Tensor], norm: fn(&Tensor, Option<&Tensor>, f64) -> _| norm(&v[0], Some(&v[1]), EPS);
+        check_large(&inputs[..2], |v| rms(v, rms_norm), |v| rms(v, reference::rms_norm)).unwrap();
+        let layer = |v: &[Tensor], norm: Norm| norm(&v[0], Some(&v[1]), Some(&v[2]), EPS);
+        check_large(&inputs, |v| layer(v, layer_norm), |v| layer(v, reference::layer_norm)).unwrap();
+    }
+
+    #[test]
     fn a_row_far_from_zero_keeps_its_variance() {
         let x = (sample(1, (4, 65)).unwrap() + 1e4).unwrap();
         let expected = reference::layer_norm(&x, None, None, EPS).unwrap();
@@ -254,7 +263,7 @@ mod tests {
 
     #[test]
     fn any_number_of_threads_gives_equal_bits() {
-        let inputs = inputs(&[301, 37], 2);
+        let inputs = inputs(&[700, 67], 2);
         for dtype in [DType::F32, DType::F64] {
             same_for_any_threads(|| {
                 let mut all = output_and_gradients(&inputs[..2], dtype, |v| rms_norm(&v[0], Some(&v[1]), EPS))?;

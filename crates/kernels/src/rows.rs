@@ -244,7 +244,7 @@ fn blanked(g: &Tensor, index: &[u32]) -> candle_core::Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::{gather_rows, scatter_add_rows, scatter_rows};
-    use crate::check::{check_op, output_and_gradients, same_for_any_threads, sample};
+    use crate::check::{check_large, check_op, output_and_gradients, same_for_any_threads, sample};
     use crate::{Error, reference};
     use candle_core::{DType, Device, Tensor};
 
@@ -314,14 +314,40 @@ mod tests {
         assert!(scatter_add_rows(&base, &[0], &src, 1.0).unwrap().to_vec1::<f32>().unwrap()[0].is_nan());
     }
 
+    /// A base and a source of several chunks; rows for all of the source, some twice; and other rows, each once.
+    fn many() -> ([Tensor; 2], Vec<u32>, Vec<u32>) {
+        let inputs = [sample(1, (2000, 51)).unwrap(), sample(2, (3000, 51)).unwrap()];
+        let index = (0..3000).map(|i| i * i % 1999).collect();
+        (inputs, index, (0..1500).map(|i| i * 7 % 2000).collect())
+    }
+
+    #[test]
+    fn many_rows_match_as_well() {
+        let (inputs, index, unique) = many();
+        check_large(&inputs[..1], |v| gather_rows(&v[0], &index), |v| reference::gather_rows(&v[0], &index)).unwrap();
+        check_large(
+            &inputs,
+            |v| scatter_add_rows(&v[0], &index, &v[1], 0.7),
+            |v| reference::scatter_add_rows(&v[0], &index, &v[1], 0.7),
+        )
+        .unwrap();
+        check_large(
+            &inputs,
+            |v| scatter_rows(&v[0], &unique, &v[1].narrow(0, 0, unique.len())?),
+            |v| reference::scatter_rows(&v[0], &unique, &v[1].narrow(0, 0, unique.len())?),
+        )
+        .unwrap();
+    }
+
     #[test]
     fn any_number_of_threads_gives_equal_bits() {
-        let inputs = [sample(1, (200, 51)).unwrap(), sample(2, (700, 51)).unwrap()];
-        let index: Vec<u32> = (0..700).map(|i| i * i % 199).collect();
+        let (inputs, index, unique) = many();
         same_for_any_threads(|| {
             let mut all = output_and_gradients(&inputs[..1], DType::F32, |v| gather_rows(&v[0], &index))?;
             let add = |v: &[Tensor]| scatter_add_rows(&v[0], &index, &v[1], 0.7);
             all.extend(output_and_gradients(&inputs, DType::F32, add)?);
+            let replace = |v: &[Tensor]| scatter_rows(&v[0], &unique, &v[1].narrow(0, 0, unique.len())?);
+            all.extend(output_and_gradients(&inputs, DType::F32, replace)?);
             Ok(all)
         })
         .unwrap();

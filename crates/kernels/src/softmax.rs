@@ -85,7 +85,7 @@ impl CustomOp1 for Softmax {
 #[cfg(test)]
 mod tests {
     use super::softmax;
-    use crate::check::{check_op, output_and_gradients, same_for_any_threads, sample};
+    use crate::check::{check_large, check_op, output_and_gradients, same_for_any_threads, sample};
     use crate::levels::{same_on_all, values};
     use crate::{Error, reference};
     use candle_core::{DType, Device, Tensor};
@@ -96,6 +96,12 @@ mod tests {
             let x = (sample(1, shape).unwrap() * 4.0).unwrap();
             check_op(&[x], |v| softmax(&v[0]), |v| reference::softmax(&v[0])).unwrap();
         }
+    }
+
+    #[test]
+    fn many_rows_match_as_well() {
+        let x = sample(1, (700, 67)).unwrap();
+        check_large(&[x], |v| softmax(&v[0]), |v| reference::softmax(&v[0])).unwrap();
     }
 
     #[test]
