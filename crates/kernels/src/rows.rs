@@ -376,6 +376,8 @@ mod tests {
         assert!(matches!(scatter_rows(&base, &[0, 1], &sample(2, (2, 3)).unwrap()), Err(Error::Shape { .. })));
         let single = src.to_dtype(DType::F32).unwrap();
         assert!(matches!(scatter_add_rows(&base, &[0, 1], &single, 1.0), Err(Error::Dtype { .. })));
+        assert!(matches!(reference::scatter_rows(&base, &[0, 3], &src), Err(Error::Argument { .. })));
+        assert!(reference::scatter_rows(&Tensor::new(1_f32, &Device::Cpu).unwrap(), &[0], &src).is_err());
         let bytes = Tensor::zeros((3, 4), DType::U8, &Device::Cpu).unwrap();
         assert!(matches!(gather_rows(&bytes, &[0]), Err(Error::Dtype { got: DType::U8, .. })));
         assert!(matches!(gather_rows(&Tensor::new(1_f32, &Device::Cpu).unwrap(), &[0]), Err(Error::Shape { .. })));

@@ -1,6 +1,6 @@
 //! Plain forms of the operators that work row by row: norms, softmax, row moves, losses, Sinkhorn.
 
-use crate::Result;
+use crate::{Result, input};
 use candle_core::{D, DType, Device, Tensor};
 
 /// [`crate::rms_norm`] in four tensor operations.
@@ -79,12 +79,13 @@ pub fn scatter_add_rows(base: &Tensor, index: &[u32], src: &Tensor, scale: f64) 
 /// [`crate::scatter_rows`] as a choice between `base` and moved rows.
 ///
 /// # Errors
-/// An index out of range, or shapes that do not fit.
+/// A scalar, an index out of range, or shapes that do not fit.
 pub fn scatter_rows(base: &Tensor, index: &[u32], src: &Tensor) -> Result<Tensor> {
     if src.elem_count() == 0 {
         return Ok(base.clone());
     }
-    let rows = base.dims()[0];
+    let rows = base.dim(0)?;
+    input::in_range("scatter_rows", index, rows)?;
     let mut written = vec![0_u8; rows];
     index.iter().for_each(|&row| written[row as usize] = 1);
     let mut column = vec![1; base.rank()];
