@@ -1,12 +1,14 @@
 //! Encoded bytes to 8-bit RGB.
 //!
 //! Grey is repeated in the three channels, palettes are looked up, 16-bit and float samples are scaled to 8 bits
-//! (16-bit samples that never exceed 255 are taken as they are), CMYK and YCCK are converted. Alpha is dropped, not
-//! composited: the colours below a transparent pixel are what the file says. EXIF orientation is ignored, as the
-//! reference pipelines do. The kind of file is told by its first bytes, never by its name.
+//! (16-bit samples that never exceed 255 are taken as they are, floats go from 0 to 1), CMYK and YCCK are converted.
+//! Alpha is dropped, not composited: the colours below a transparent pixel are what the file says. EXIF orientation is
+//! ignored, as the reference pipelines do. The kind of file is told by its first bytes, never by its name.
 //!
-//! A JPEG that ends early is an error, never a half grey image: decoding is strict, and the end marker must follow the
-//! last scan.
+//! A JPEG that ends early is an error, never a half grey image: decoding is strict, and the end marker must be there.
+//! What follows it, such as the film of a motion photo, is not looked at.
+
+mod tiff;
 
 use crate::{Error, Image, Result, limits};
 use image::DynamicImage;
@@ -23,8 +25,11 @@ use zune_jpeg::JpegDecoder;
 /// [`Error::TooLarge`] before any pixel is allocated, [`Error::Decode`] for everything a decoder refuses.
 pub fn decode(bytes: &[u8], name: &str) -> Result<Image> {
     // A decoder that panics on a strange file costs that file, not the run.
-    let decoded =
-        catch_unwind(|| if bytes.starts_with(&[0xFF, 0xD8]) { jpeg(bytes, name) } else { other(bytes, name) });
+    let decoded = catch_unwind(|| match bytes {
+        [0xFF, 0xD8, ..] => jpeg(bytes, name),
+        [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => tiff::read(bytes, name),
+        _ => other(bytes, name),
+    });
     let image = decoded.unwrap_or_else(|_| Err(Error::decode(name, "the decoder failed on it")))?;
     if image.is_whole() { Ok(image) } else { Err(Error::decode(name, "the image has no pixels")) }
 }
@@ -40,8 +45,8 @@ fn jpeg(bytes: &[u8], name: &str) -> Result<Image> {
     decoder.decode_headers().map_err(refused)?;
     let info = decoder.info().ok_or_else(|| Error::decode(name, "JPEG: no image header"))?;
     let (width, height) = (usize::from(info.width), usize::from(info.height));
-    limits::at_most(name, "pixels", width as u64 * height as u64, limits::IMAGE_PIXELS)?;
-    if !ends_after_last_scan(bytes) {
+    limits::picture(name, width as u64, height as u64)?;
+    if !has_its_end(bytes) {
         return Err(Error::decode(name, "JPEG: cut short, the end marker is missing"));
     }
     let plain_ink = decoder.input_colorspace() == Some(ColorSpace::CMYK) && !is_adobe(bytes);
@@ -64,14 +69,22 @@ fn rgb_of_ink(cmyk: &[u8]) -> [u8; 3] {
     [0, 1, 2].map(|channel| ((light(cmyk[channel]) * light(cmyk[3]) + 127) / 255) as u8)
 }
 
-/// Whether an end-of-image marker follows the last start-of-scan. Neither can occur inside coded data, where a 0xFF
-/// byte is always followed by 0 or a restart marker; a thumbnail's own end marker precedes the main scan.
-fn ends_after_last_scan(bytes: &[u8]) -> bool {
-    for pair in bytes.windows(2).rev() {
-        match pair {
-            [0xFF, 0xD9] => return true,
-            [0xFF, 0xDA] => return false,
-            _ => {}
+/// Whether the end-of-image marker is there, walking from marker to marker. Inside coded data 0xFF is followed by 0 or
+/// a restart marker; all other segments state their length, so that neither a thumbnail inside one nor what follows the
+/// end of the picture is mistaken for a part of it.
+fn has_its_end(bytes: &[u8]) -> bool {
+    const END: u8 = 0xD9;
+    let is_marker = |pair: &[u8]| pair[0] == 0xFF && !matches!(pair[1], 0x00 | 0x01 | 0xD0..=0xD8 | 0xFF);
+    let mut rest = bytes;
+    while let Some(found) = rest.windows(2).position(is_marker) {
+        rest = &rest[found + 1..];
+        match rest {
+            [END, ..] => return true,
+            [_, high, low, ..] => {
+                let length = usize::from(u16::from_be_bytes([*high, *low]));
+                rest = rest.get(1 + length..).unwrap_or_default();
+            }
+            _ => return false,
         }
     }
     false
@@ -85,7 +98,7 @@ fn other(bytes: &[u8], name: &str) -> Result<Image> {
         return Err(Error::decode(name, "neither PNG, JPEG, WebP nor TIFF"));
     }
     let (width, height) = reader()?.into_dimensions().map_err(refused)?;
-    limits::at_most(name, "pixels", u64::from(width) * u64::from(height), limits::IMAGE_PIXELS)?;
+    limits::picture(name, width.into(), height.into())?;
     let mut reader = reader()?;
     let mut bounds = image::Limits::default();
     // 16 bytes a pixel: four 32-bit channels, the widest that is converted.
@@ -96,12 +109,13 @@ fn other(bytes: &[u8], name: &str) -> Result<Image> {
     Ok(Image { width: width as usize, height: height as usize, pixels })
 }
 
-/// Whether 16-bit samples hold 8-bit values only, as some instruments write them; scaled, they would all be black.
+/// Whether 16-bit colours hold 8-bit values only, as some instruments write them; scaled, they would all be black.
 fn is_narrow(image: &DynamicImage) -> bool {
-    let all_low = |samples: &[u16]| samples.iter().all(|&sample| sample <= 255);
     match image {
-        DynamicImage::ImageLuma16(samples) => all_low(samples),
-        DynamicImage::ImageRgb16(samples) => all_low(samples),
+        DynamicImage::ImageLuma16(samples) => samples.pixels().all(|pixel| pixel[0] <= 255),
+        DynamicImage::ImageLumaA16(samples) => samples.pixels().all(|pixel| pixel[0] <= 255),
+        DynamicImage::ImageRgb16(samples) => samples.iter().all(|&sample| sample <= 255),
+        DynamicImage::ImageRgba16(samples) => samples.pixels().all(|pixel| pixel.0[..3].iter().all(|&s| s <= 255)),
         _ => false,
     }
 }

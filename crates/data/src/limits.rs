@@ -2,6 +2,8 @@
 
 /// Pixels of one image.
 pub(crate) const IMAGE_PIXELS: u64 = 100_000_000;
+/// Pixels along one side of an image: what JPEG can state. A thinner picture would take memory in other ways.
+pub(crate) const IMAGE_SIDE: u64 = 65_535;
 /// Bytes of one encoded image, as a file or as an entry of an archive.
 pub(crate) const ENCODED_BYTES: u64 = 256 << 20;
 /// Bytes of an unpacked IDX file (the largest common one, EMNIST, has 550 MB).
@@ -17,4 +19,10 @@ pub(crate) fn at_most(name: &str, what: &'static str, found: u64, limit: u64) ->
         return Ok(());
     }
     Err(crate::Error::TooLarge { name: name.to_owned(), what, found, limit })
+}
+
+/// Refuses a picture that is too long or holds too many pixels.
+pub(crate) fn picture(name: &str, width: u64, height: u64) -> crate::Result<()> {
+    at_most(name, "pixels", width.saturating_mul(height), IMAGE_PIXELS)?;
+    at_most(name, "side in pixels", width.max(height), IMAGE_SIDE)
 }
