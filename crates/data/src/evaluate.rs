@@ -61,8 +61,9 @@ impl EvalTransform {
         let EvalMode::ShortSide { resize } = self.mode else {
             return self.resampler.resize(image, CropBox::whole(image), self.size, self.size);
         };
-        let (width, height) = short_side(image.width, image.height, resize);
-        let resized = self.resampler.resize(image, CropBox::whole(image), width, height);
+        let middle = middle(image);
+        let (width, height) = short_side(middle.width, middle.height, resize);
+        let resized = self.resampler.resize(image, middle, width, height);
         let centre = |side: usize| ((side - self.size) as f64 / 2.0).round_ties_even() as usize;
         let from = CropBox { top: centre(height), left: centre(width), height: self.size, width: self.size };
         self.resampler.resize(&resized, from, self.size, self.size)
@@ -80,6 +81,16 @@ impl EvalTransform {
         self.write(image, &mut out);
         out
     }
+}
+
+/// The longest side of what is resized, in short sides: a square is cut from its middle, and all of a picture that is
+/// one pixel wide would take gigabytes.
+const LONGEST: usize = 64;
+
+/// The image, or the middle of one that is longer than [`LONGEST`] allows.
+fn middle(image: &Image) -> CropBox {
+    let (width, height) = (image.width.min(LONGEST * image.height), image.height.min(LONGEST * image.width));
+    CropBox { top: (image.height - height) / 2, left: (image.width - width) / 2, height, width }
 }
 
 /// Width and height with the short side at `side`; the long one is truncated.
@@ -111,6 +122,18 @@ mod tests {
         let image = Image { width: 9, height: 1, pixels };
         let kept = transform(1, EvalMode::ShortSide { resize: 1 }).picture(&image);
         assert_eq!((kept.width, kept.height, kept.pixels[0]), (1, 1, 80));
+    }
+
+    #[test]
+    fn a_thin_image_takes_little_memory() {
+        // Whole, the resized picture would be 256 x 16,776,960.
+        let column: Vec<u8> = (0..65_535_u32).flat_map(|row| [(row / 256) as u8; 3]).collect();
+        for (width, height) in [(1, 65_535), (65_535, 1)] {
+            let image = Image { width, height, pixels: column.clone() };
+            let kept = transform(224, EvalMode::ShortSide { resize: 256 }).picture(&image);
+            assert!(kept.pixels.iter().all(|value| (126..=129).contains(value)), "the middle is kept");
+            assert_eq!(transform(224, EvalMode::Squash).picture(&image).pixels.len(), 3 * 224 * 224);
+        }
     }
 
     #[test]
