@@ -40,6 +40,19 @@ pub enum Error {
         /// What was seen and what would be read.
         reason: String,
     },
+    /// A folder holds archives and images side by side.
+    #[error(
+        "{path}: holds archives ({archive}) and images ({image}); give the path of one or the other, or move one away",
+        path = path.display(), archive = archive.display(), image = image.display()
+    )]
+    Mixed {
+        /// The folder.
+        path: PathBuf,
+        /// The first archive.
+        archive: PathBuf,
+        /// An image.
+        image: PathBuf,
+    },
     /// An evaluation split was asked for, but there is none.
     #[error("{path}: no test split; give `test` a path, or set `holdout` above 0", path = path.display())]
     NoTestSplit {

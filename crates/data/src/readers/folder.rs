@@ -18,14 +18,7 @@ pub(crate) struct Folder {
 impl Folder {
     /// Walks `root`, following links. Links that lead nowhere or in a circle are left out with a warning.
     pub(crate) fn open(root: &Path) -> Result<Self> {
-        let mut images = Vec::new();
-        let walk = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
-        for entry in walk.filter_entry(|entry| entry.depth() == 0 || !is_hidden(&entry.file_name().to_string_lossy())) {
-            let Some(entry) = usable(entry)? else { continue };
-            if entry.file_type().is_file() && is_image_name(&entry.file_name().to_string_lossy()) {
-                images.push(entry.path().strip_prefix(root).unwrap_or(entry.path()).to_owned());
-            }
-        }
+        let mut images = images(root).collect::<Result<Vec<PathBuf>>>()?;
         let first_level = FirstLevel::of(images.iter().map(|path| first_folder(path)));
         images.retain(|path| first_level.keeps(first_folder(path)));
         if images.is_empty() {
@@ -39,6 +32,22 @@ impl Folder {
     fn path(&self, index: usize) -> PathBuf {
         self.root.join(&self.images[index])
     }
+}
+
+/// The images below `root`, relative to it, in sorted order.
+fn images(root: &Path) -> impl Iterator<Item = Result<PathBuf>> {
+    let walk = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
+    let walk = walk.filter_entry(|entry| entry.depth() == 0 || !is_hidden(&entry.file_name().to_string_lossy()));
+    walk.filter_map(|entry| usable(entry).transpose()).filter_map(move |entry| match entry {
+        Ok(entry) if !(entry.file_type().is_file() && is_image_name(&entry.file_name().to_string_lossy())) => None,
+        Ok(entry) => Some(Ok(entry.path().strip_prefix(root).unwrap_or(entry.path()).to_owned())),
+        Err(error) => Some(Err(error)),
+    })
+}
+
+/// The first image below `root`, if there is any where it can be looked.
+pub(crate) fn first_image(root: &Path) -> Option<PathBuf> {
+    images(root).find_map(Result::ok).map(|image| root.join(image))
 }
 
 /// The entry, `None` for a link that leads nowhere or in a circle.

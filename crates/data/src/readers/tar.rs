@@ -1,14 +1,18 @@
 //! Tar archives, read in place: the headers are read once, every image by its position afterwards.
 //!
-//! Two layouts: an image folder in an archive (class = first-level folder), and WebDataset pairs, `key.jpg` with
-//! `key.cls` (a number or a name). An archive with any `.cls` entry is of the second kind.
+//! Two layouts: WebDataset pairs, `key.jpg` with `key.cls` (a number or a name), where more than half of the images of
+//! all archives have their `.cls`; else an image folder in an archive (class = first-level folder). What does not fit
+//! is named in the log. An archive that does not end with the end mark is refused: it was cut.
 
 use super::{FirstLevel, Labels, is_hidden, is_image_name};
 use crate::files::SharedFile;
 use crate::{Dataset, Error, Image, Result, decode, limits};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+
+/// Headers, and contents padded to it, are whole numbers of these bytes.
+const BLOCK: u64 = 512;
 
 /// Images of one or more archives, in the order of the archives and of their entries.
 #[derive(Debug)]
@@ -38,7 +42,7 @@ impl Shards {
             index.scan(shard as u32, &file)?;
             files.push(file);
         }
-        let (images, names) = if index.classes.is_empty() { index.folders() } else { index.pairs(&files)? };
+        let (images, names) = if index.is_pairs() { index.pairs(&files)? } else { index.folders() };
         if images.is_empty() {
             return Err(Error::Empty { path: paths.first().cloned().unwrap_or_default() });
         }
@@ -62,18 +66,37 @@ impl Index {
             path: path.to_owned(),
             reason: format!("not a readable tar archive ({error}); unpack a compressed one first"),
         };
+        let mut end = 0;
         let mut archive = tar::Archive::new(File::open(path).map_err(Error::io(path))?);
         for entry in archive.entries_with_seek().map_err(not_tar)? {
             let entry = entry.map_err(|error| cut_header(file, &error).unwrap_or_else(|| not_tar(error)))?;
-            if !entry.header().entry_type().is_file() {
-                continue;
-            }
             let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
-            let found = Entry { shard, offset: entry.raw_file_position(), size: entry.size(), name };
+            let is_file = entry.header().entry_type().is_file();
+            // Of a file with holes the header states what is stored, the entry what that stands for.
+            let size = if is_file { entry.size() } else { entry.header().entry_size().unwrap_or(0) };
+            let found = Entry { shard, offset: entry.raw_file_position(), size, name };
             found.lies_inside(file)?;
-            self.add(found);
+            end = end.max(found.end().next_multiple_of(BLOCK));
+            if is_file {
+                self.add(found);
+            }
         }
-        Ok(())
+        // A reader takes the end of the file for the end of the archive, wherever it was cut between two entries.
+        has_inside(file, end + BLOCK, || "the end mark".into())
+    }
+
+    /// Whether more than half of the images have a class of their own.
+    fn is_pairs(&self) -> bool {
+        let keys: HashSet<(u32, &str)> = self.classes.iter().map(Entry::sample).collect();
+        let images = || self.images.iter().filter(|entry| entry.is_plain());
+        let paired = images().filter(|entry| keys.contains(&entry.sample())).count();
+        let pairs = 2 * paired > images().count();
+        if pairs && paired < images().count() {
+            tracing::warn!("{} images have no .cls entry beside them and so no class", images().count() - paired);
+        } else if !pairs && !self.classes.is_empty() {
+            tracing::warn!("{} .cls entries are left out: most images have none", self.classes.len());
+        }
+        pairs
     }
 
     fn add(&mut self, entry: Entry) {
@@ -100,18 +123,16 @@ impl Index {
         for entry in &self.classes {
             let class = entry.bytes(files, limits::CLASS_BYTES)?;
             let class = String::from_utf8_lossy(&class).trim().to_owned();
-            classes.insert((entry.shard, entry.key().0.to_owned()), class);
+            classes.insert(entry.sample(), class);
         }
-        let is_plain = |entry: &Entry| !entry.key().1.contains('.');
-        let kept: Vec<Entry> = self.images.into_iter().filter(is_plain).collect();
-        let names = kept.iter().map(|entry| classes.get(&(entry.shard, entry.key().0.to_owned())).cloned()).collect();
+        let kept: Vec<Entry> = self.images.into_iter().filter(Entry::is_plain).collect();
+        let names = kept.iter().map(|entry| classes.get(&entry.sample()).cloned()).collect();
         Ok((kept, names))
     }
 }
 
 /// The error for a header block that is incomplete because the archive ends inside it.
 fn cut_header(file: &SharedFile, error: &std::io::Error) -> Option<Error> {
-    const BLOCK: u64 = 512;
     let rest = file.length() % BLOCK;
     (rest != 0 && error.to_string().contains("entire block")).then(|| Error::Truncated {
         path: file.path().to_owned(),
@@ -121,14 +142,31 @@ fn cut_header(file: &SharedFile, error: &std::io::Error) -> Option<Error> {
     })
 }
 
+/// Refuses a file that is shorter than `expected`.
+fn has_inside(file: &SharedFile, expected: u64, what: impl FnOnce() -> String) -> Result<()> {
+    if expected <= file.length() {
+        return Ok(());
+    }
+    Err(Error::Truncated { path: file.path().to_owned(), what: what(), expected, found: file.length() })
+}
+
 impl Entry {
+    fn end(&self) -> u64 {
+        self.offset.saturating_add(self.size)
+    }
+
     fn lies_inside(&self, file: &SharedFile) -> Result<()> {
-        let end = self.offset.saturating_add(self.size);
-        if end <= file.length() {
-            return Ok(());
-        }
-        let what = format!("entry {}", self.name);
-        Err(Error::Truncated { path: file.path().to_owned(), what, expected: end, found: file.length() })
+        has_inside(file, self.end(), || format!("entry {}", self.name))
+    }
+
+    /// What an image shares with its class.
+    fn sample(&self) -> (u32, &str) {
+        (self.shard, self.key().0)
+    }
+
+    /// Whether it is the image of its sample, not another picture beside it (`key.mask.png`).
+    fn is_plain(&self) -> bool {
+        !self.key().1.contains('.')
     }
 
     fn first_folder(&self) -> Option<&str> {
