@@ -56,6 +56,10 @@ impl Dataset for Cached {
     fn name(&self, index: usize) -> String {
         self.inner.name(index)
     }
+
+    fn fingerprint(&self) -> u64 {
+        self.inner.fingerprint()
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What a data set is.
 
 use crate::Result;
+use crate::fingerprint::Fingerprint;
 
 /// A decoded image: 8-bit RGB, row-major, interleaved (`3 * width * height` bytes).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,4 +47,16 @@ pub trait Dataset: Send + Sync {
 
     /// Where image `index` came from, for messages: a path, or `archive.tar: entry`.
     fn name(&self, index: usize) -> String;
+
+    /// A mark of which images these are, in which order, by which a run knows its images again: equal on every machine,
+    /// in every version, and wherever the files lie. It is made from names and what else opening has read anyway
+    /// (labels of binary files, sizes inside archives), not from pixels: a file replaced by another of the same name
+    /// may go unnoticed.
+    ///
+    /// Unless a set says otherwise, made from the number of images and [`Dataset::name`] of each.
+    fn fingerprint(&self) -> u64 {
+        let mut mark = Fingerprint::new("names", self.len());
+        (0..self.len()).for_each(|index| mark.bytes(self.name(index).as_bytes()));
+        mark.value()
+    }
 }

@@ -30,6 +30,7 @@ mod draw;
 mod error;
 mod evaluate;
 mod files;
+mod fingerprint;
 mod layout;
 mod limits;
 mod loader;

@@ -1,5 +1,6 @@
 //! A part of a data set under a shared list of classes.
 
+use crate::fingerprint::Fingerprint;
 use crate::{Dataset, Image, Result};
 use std::sync::Arc;
 
@@ -47,5 +48,13 @@ impl Dataset for View {
 
     fn name(&self, index: usize) -> String {
         self.inner.name(self.index(index))
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let Some(indices) = &self.indices else { return self.inner.fingerprint() };
+        let mut mark = Fingerprint::new("part", indices.len());
+        mark.number(self.inner.fingerprint());
+        indices.iter().for_each(|&index| mark.number(index.into()));
+        mark.value()
     }
 }

@@ -2,6 +2,7 @@
 
 use super::file_name;
 use crate::files::SharedFile;
+use crate::fingerprint::Fingerprint;
 use crate::{Dataset, Error, Image, Result};
 use std::path::{Path, PathBuf};
 
@@ -142,5 +143,13 @@ impl Dataset for Cifar {
     fn name(&self, index: usize) -> String {
         let (file, number) = self.place(index);
         format!("{}: record {number}", file.path().display())
+    }
+
+    /// Of the labels in order: the records have no names.
+    fn fingerprint(&self) -> u64 {
+        let mut mark = Fingerprint::new("cifar", self.len());
+        mark.number(self.kind.class_count() as u64);
+        mark.bytes(&self.labels);
+        mark.value()
     }
 }

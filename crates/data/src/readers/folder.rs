@@ -1,6 +1,7 @@
 //! A folder of images, with all its subfolders.
 
 use super::{FirstLevel, Labels, is_hidden, is_image_name};
+use crate::fingerprint::Fingerprint;
 use crate::{Dataset, Error, Image, Result, decode, files};
 use std::path::{Path, PathBuf};
 use walkdir::{DirEntry, WalkDir};
@@ -94,5 +95,15 @@ impl Dataset for Folder {
 
     fn name(&self, index: usize) -> String {
         self.path(index).display().to_string()
+    }
+
+    /// Of the paths below the root.
+    fn fingerprint(&self) -> u64 {
+        let mut mark = Fingerprint::new("folder", self.len());
+        for image in &self.images {
+            let parts: Vec<_> = image.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+            mark.bytes(parts.join("/").as_bytes());
+        }
+        mark.value()
     }
 }

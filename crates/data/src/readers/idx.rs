@@ -3,6 +3,7 @@
 
 use super::file_name;
 use crate::files::SharedFile;
+use crate::fingerprint::Fingerprint;
 use crate::{Dataset, Error, Image, Result, limits};
 use flate2::read::GzDecoder;
 use std::fs::File;
@@ -189,5 +190,14 @@ impl Dataset for Idx {
 
     fn name(&self, index: usize) -> String {
         format!("{}: image {index}", self.images.path().display())
+    }
+
+    /// Of the sizes and the labels in order: the images have no names.
+    fn fingerprint(&self) -> u64 {
+        let mut mark = Fingerprint::new("idx", self.count);
+        mark.number(self.width as u64);
+        mark.number(self.height as u64);
+        mark.bytes(&self.labels);
+        mark.value()
     }
 }

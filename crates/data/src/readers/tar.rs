@@ -6,6 +6,7 @@
 
 use super::{FirstLevel, Labels, is_hidden, is_image_name};
 use crate::files::SharedFile;
+use crate::fingerprint::Fingerprint;
 use crate::{Dataset, Error, Image, Result, decode, limits};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -215,5 +216,15 @@ impl Dataset for Shards {
 
     fn name(&self, index: usize) -> String {
         self.images[index].title(&self.files)
+    }
+
+    /// Of the names and sizes of the entries, whatever the archives are called.
+    fn fingerprint(&self) -> u64 {
+        let mut mark = Fingerprint::new("archives", self.len());
+        for image in &self.images {
+            mark.bytes(image.name.as_bytes());
+            mark.number(image.size);
+        }
+        mark.value()
     }
 }

@@ -4,7 +4,7 @@
 //! the glyph of its class on a lattice of 8-pixel cells. Each glyph has its own shift, size, contrast and polarity
 //! (lighter or darker than the ground), each cell its own ground colour, some cells are empty, and there is noise: two
 //! images of a class look alike to a person but share few pixel values, so neighbours in pixel space are poor (k-NN
-//! 20 %, chance 10 %). What surrounds a hidden patch tells which glyph it holds but none of its other properties, so a
+//! 23 %, chance 10 %). What surrounds a hidden patch tells which glyph it holds but none of its other properties, so a
 //! method that predicts the hidden part from the visible part must learn the classes.
 //!
 //! Nuisances that a whole image shares (tint, shading) are weak on purpose: context predicts them perfectly, and a
@@ -18,6 +18,7 @@
 mod glyphs;
 mod render;
 
+use crate::fingerprint::Fingerprint;
 use crate::{Dataset, Image, Result, Split};
 use occlude_random::Streams;
 use occlude_settings::{ConfigError, require};
@@ -68,6 +69,14 @@ impl Synthetic {
         Ok(Self { side, ..self })
     }
 
+    /// The name of the random streams, and of the images.
+    fn purpose(&self) -> &'static str {
+        match self.split {
+            Split::Train => "synthetic/train",
+            Split::Test => "synthetic/test",
+        }
+    }
+
     fn class_of(&self, index: usize) -> usize {
         index % self.classes.len()
     }
@@ -79,11 +88,7 @@ impl Dataset for Synthetic {
     }
 
     fn read(&self, index: usize) -> Result<Image> {
-        let purpose = match self.split {
-            Split::Train => "synthetic/train",
-            Split::Test => "synthetic/test",
-        };
-        let stream = self.streams.stream(purpose, 0, index as u64);
+        let stream = self.streams.stream(self.purpose(), 0, index as u64);
         let pixels = render::image(self.class_of(index), self.side, stream);
         Ok(Image { width: self.side, height: self.side, pixels })
     }
@@ -97,11 +102,15 @@ impl Dataset for Synthetic {
     }
 
     fn name(&self, index: usize) -> String {
-        let split = match self.split {
-            Split::Train => "train",
-            Split::Test => "test",
-        };
-        format!("synthetic/{split}/{index:06}")
+        format!("{}/{index:06}", self.purpose())
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut mark = Fingerprint::new("synthetic", self.count);
+        mark.bytes(self.purpose().as_bytes());
+        mark.number(self.streams.seed());
+        mark.number(self.side as u64);
+        mark.value()
     }
 }
 
