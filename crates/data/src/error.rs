@@ -117,15 +117,23 @@ pub enum Error {
     },
     /// More files than allowed could not be read.
     #[error(
-        "{count} unreadable images among {seen} looked at, above the allowed share of {share}; the first: {first}. Repair or remove them, or raise max_corrupt_share"
+        "{count} unreadable images are more than max_corrupt_share = {share} of {of} images; the first: {first}. Repair or remove them, or raise max_corrupt_share"
     )]
     TooManyCorrupt {
         /// How many different images failed.
         count: usize,
-        /// How many were looked at.
-        seen: u64,
+        /// What the share is taken of: the images loaded so far, but no fewer than a fair sample and no more than all.
+        of: u64,
         /// The allowed share.
         share: f64,
+        /// The first failure.
+        first: String,
+    },
+    /// Image after image could not be read, so that a batch could not be filled.
+    #[error("{tries} images drawn in a row cannot be read; the first: {first}. Repair or remove them")]
+    NoneReadable {
+        /// How many were tried.
+        tries: usize,
         /// The first failure.
         first: String,
     },

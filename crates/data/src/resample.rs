@@ -147,12 +147,6 @@ fn crop(image: &Image, from: CropBox) -> Vec<u8> {
     out
 }
 
-/// The whole image resized to `width` x `height`; a copy if it has that size.
-#[must_use]
-pub fn resize_bicubic(image: &Image, width: usize, height: usize) -> Image {
-    Resampler::default().resize(image, CropBox::whole(image), width, height)
-}
-
 /// A map of labels, row-major `height * width`, resized to `to = (width, height)` by taking the nearest value.
 #[must_use]
 pub fn resize_nearest(labels: &[u8], (width, height): (usize, usize), to: (usize, usize)) -> Vec<u8> {
@@ -167,9 +161,13 @@ pub fn resize_nearest(labels: &[u8], (width, height): (usize, usize), to: (usize
 
 #[cfg(test)]
 mod tests {
-    use super::{Resampler, Table, resize_bicubic, resize_nearest};
+    use super::{Resampler, Table, resize_nearest};
     use crate::Image;
     use crate::crop::CropBox;
+
+    fn resize_bicubic(image: &Image, width: usize, height: usize) -> Image {
+        Resampler::default().resize(image, CropBox::whole(image), width, height)
+    }
 
     fn noise(width: usize, height: usize) -> Image {
         let pixels = (0..3 * width * height).map(|i| ((i * 7919 + i / 13 * 104_729) % 251) as u8).collect();

@@ -21,6 +21,9 @@ pub enum Split {
     Test,
 }
 
+/// The path of the drawn set.
+const SYNTHETIC: &str = "synthetic";
+
 /// Which images, as written in a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -29,16 +32,16 @@ pub struct SourceConfig {
     /// CIFAR-100 binary folder or file, an IDX folder or file. A folder that holds both splits (`train-*.tar` and
     /// `test.tar`, `train/` and `val/`) gives both. A folder named `synthetic` is written `./synthetic`.
     pub path: String,
-    /// Where the test split lies, if `path` does not hold it.
+    /// Where the test split lies, if `path` does not hold it. Not for `synthetic`, which has its own.
     pub test: Option<String>,
     /// Share of the images held out as the test split where there is no other; 0 for none.
     pub holdout: f64,
     /// Key of what is drawn here: the held-out share, the limits, the synthetic images. Apart from the seed of the run,
     /// so that runs of several seeds are judged on the same images.
     pub seed: u64,
-    /// Use only this many training images, drawn at random.
+    /// Use only this many training images, drawn at random; of `synthetic` this many are made.
     pub train_limit: Option<usize>,
-    /// Use only this many test images, drawn at random.
+    /// Use only this many test images, likewise.
     pub test_limit: Option<usize>,
     /// Decoded images of a split are kept in memory up to this many MiB.
     pub cache_mb: u64,
@@ -49,7 +52,7 @@ pub struct SourceConfig {
 impl Default for SourceConfig {
     fn default() -> Self {
         Self {
-            path: "synthetic".into(),
+            path: SYNTHETIC.into(),
             test: None,
             holdout: 0.1,
             seed: 0,
@@ -67,15 +70,20 @@ impl SourceConfig {
     /// # Errors
     /// Names the first field that is out of range.
     pub fn check(&self) -> Result<Source, ConfigError> {
+        let synthetic = self.path == SYNTHETIC;
         let not_empty = "must be a path or `synthetic`";
         require("path", &self.path, not_empty, |path| !path.trim().is_empty())?;
         if let Some(test) = &self.test {
             require("test", test, "must be a path", |path| !path.trim().is_empty())?;
+            require("test", test, "must be absent: the synthetic set has its own test split", |_| !synthetic)?;
         }
         let allowed = "must be a share, at least 0 and below 1";
         require("holdout", self.holdout, allowed, |share| (0.0..1.0).contains(share))?;
+        // Of stored images samples are counted in 32 bits; synthetic ones are as many as this says.
+        let most = if synthetic { 10_000_000 } else { u32::MAX as usize };
+        let allowed = format!("must be between 1 and {most}");
         for (field, limit) in [("train_limit", self.train_limit), ("test_limit", self.test_limit)] {
-            require(field, limit.unwrap_or(1), "must be at least 1", |limit| *limit >= 1)?;
+            require(field, limit.unwrap_or(1), &allowed, |limit| (1..=most).contains(limit))?;
         }
         Synthetic::new(0, Split::Train, 1)
             .with_side(self.synthetic_side)
@@ -100,7 +108,7 @@ impl Source {
     /// Whether the images are drawn here, not read.
     #[must_use]
     pub fn is_synthetic(&self) -> bool {
-        self.config.path == "synthetic"
+        self.config.path == SYNTHETIC
     }
 
     fn limit(&self, split: Split) -> Option<usize> {
@@ -111,17 +119,56 @@ impl Source {
     }
 }
 
+/// A training split and, where something is held out, a test split.
+type Both = (Arc<dyn Dataset>, Option<Arc<dyn Dataset>>);
+
 /// Opens one split. Both splits of a source have the same list of classes.
 ///
 /// # Errors
 /// Nothing at the path, no image inside, files that are cut short or of an unknown kind, no test split.
 pub fn open(source: &Source, split: Split) -> Result<Arc<dyn Dataset>> {
-    let whole = if source.is_synthetic() { synthetic(source, split)? } else { stored(source, split)? };
-    let limited = limit(source, split, whole);
+    let (train, test) = both(source)?;
+    let chosen = match split {
+        Split::Train => train,
+        Split::Test => test.ok_or_else(|| Error::NoTestSplit { path: PathBuf::from(source.path()) })?,
+    };
+    Ok(finished(source, split, chosen))
+}
+
+/// Opens both splits, looking through the files once; no test split where nothing is held out.
+///
+/// # Errors
+/// As [`open`], but for a missing test split.
+pub fn open_both(source: &Source) -> Result<(Arc<dyn Dataset>, Option<Arc<dyn Dataset>>)> {
+    let (train, test) = both(source)?;
+    Ok((finished(source, Split::Train, train), test.map(|test| finished(source, Split::Test, test))))
+}
+
+/// A split within its limit and behind its cache.
+fn finished(source: &Source, split: Split, whole: Arc<dyn Dataset>) -> Arc<dyn Dataset> {
+    let limited = if source.is_synthetic() { whole } else { limit(source, split, whole) };
     let what = if split == Split::Train { "train" } else { "test" };
     tracing::info!("{}: {} {what} images, {} classes", source.path(), limited.len(), limited.classes().len());
     let budget = source.config.cache_mb.saturating_mul(1 << 20);
-    Ok(if budget > 0 { Arc::new(Cached::new(limited, budget)) } else { limited })
+    if budget > 0 { Arc::new(Cached::new(limited, budget)) } else { limited }
+}
+
+fn both(source: &Source) -> Result<Both> {
+    if source.is_synthetic() {
+        return Ok((synthetic(source, Split::Train)?, Some(synthetic(source, Split::Test)?)));
+    }
+    let layout = Layout::find(Path::new(source.path()))?;
+    let test = match &source.config.test {
+        // The place of the test split may itself hold both splits: then its test split is meant.
+        Some(path) => Layout::find(Path::new(path)).map(|layout| Some(layout.test.unwrap_or(layout.train)))?,
+        None => layout.test,
+    };
+    let train = layout.train.open()?;
+    let Some(test) = test else { return held_out(source, train) };
+    let test = test.open()?;
+    let classes = shared_classes(train.classes(), test.classes());
+    let view = |split| -> Arc<dyn Dataset> { Arc::new(View::new(split, None, classes.clone())) };
+    Ok((view(train), Some(view(test))))
 }
 
 fn synthetic(source: &Source, split: Split) -> Result<Arc<dyn Dataset>> {
@@ -135,21 +182,6 @@ fn synthetic(source: &Source, split: Split) -> Result<Arc<dyn Dataset>> {
     Ok(Arc::new(drawn.map_err(|e| Error::Unrecognised { path: source.path().into(), reason: e.to_string() })?))
 }
 
-fn stored(source: &Source, split: Split) -> Result<Arc<dyn Dataset>> {
-    let layout = Layout::find(Path::new(source.path()))?;
-    let test = match &source.config.test {
-        // The place of the test split may itself hold both splits: then its test split is meant.
-        Some(path) => Layout::find(Path::new(path)).map(|layout| Some(layout.test.unwrap_or(layout.train)))?,
-        None => layout.test,
-    };
-    let train = layout.train.open()?;
-    let Some(test) = test else { return held_out(source, split, train) };
-    let test = test.open()?;
-    let classes = shared_classes(train.classes(), test.classes());
-    let chosen = if split == Split::Train { train } else { test };
-    Ok(Arc::new(View::new(chosen, None, classes)))
-}
-
 /// The classes of both splits: a class that is missing from one must not shift the labels of the other.
 fn shared_classes(train: &[String], test: &[String]) -> Vec<String> {
     telling(if train == test { train.to_vec() } else { sorted_classes(train.iter().chain(test)) })
@@ -161,23 +193,20 @@ fn telling(classes: Vec<String>) -> Vec<String> {
 }
 
 /// Splits a set that has no test split of its own: stream `holdout`.
-fn held_out(source: &Source, split: Split, all: Arc<dyn Dataset>) -> Result<Arc<dyn Dataset>> {
+fn held_out(source: &Source, all: Arc<dyn Dataset>) -> Result<Both> {
     let count = indexable(source, all.len())?;
     let share = source.config.holdout;
     // At least one image on either side, else a small set would lose a split without a word.
     let wanted = if share > 0.0 { ((f64::from(count) * share).round() as usize).max(1) } else { 0 };
-    let test = wanted.min(all.len().saturating_sub(1));
-    if test == 0 && split == Split::Test {
-        return Err(Error::NoTestSplit { path: PathBuf::from(source.path()) });
-    }
     let order = permutation(&mut Streams::new(source.config.seed).stream("holdout", 0, 0), count);
-    let mut kept = match split {
-        Split::Test => order[..test].to_vec(),
-        Split::Train => order[test..].to_vec(),
-    };
-    kept.sort_unstable();
+    let (test, train) = order.split_at(wanted.min(all.len().saturating_sub(1)));
     let classes = telling(all.classes().to_vec());
-    Ok(Arc::new(View::new(all, Some(kept), classes)))
+    let part = |kept: &[u32]| -> Arc<dyn Dataset> {
+        let mut kept = kept.to_vec();
+        kept.sort_unstable();
+        Arc::new(View::new(Arc::clone(&all), Some(kept), classes.clone()))
+    };
+    Ok((part(train), (!test.is_empty()).then(|| part(test))))
 }
 
 /// Some images of a larger set: streams `limit/train` and `limit/test`.

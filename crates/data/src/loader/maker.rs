@@ -104,8 +104,7 @@ impl Maker {
             id = below(&mut replacements, self.count as usize);
         }
         let first = unreadable.get(before).map(|(_, message)| message.clone()).unwrap_or_default();
-        let (count, seen) = (unreadable.len() - before, REPLACEMENTS as u64 + 1);
-        Err(Error::TooManyCorrupt { count, seen, share: self.settings.max_corrupt_share(), first })
+        Err(Error::NoneReadable { tries: REPLACEMENTS + 1, first })
     }
 
     /// Reads an image; a data set that panics on one costs that image, not the run.

@@ -5,11 +5,9 @@
 
 mod maker;
 mod settings;
-mod stats;
 
 pub use maker::Batch;
 pub use settings::{LoaderConfig, LoaderSettings};
-pub use stats::LoaderStats;
 
 use crate::{Augment, Dataset, Error, Result};
 use maker::{Made, Maker};
@@ -18,7 +16,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 /// Images looked at before the share of corrupt ones is taken at its word (or the whole set, if that is smaller).
 const FAIR_SAMPLE: u64 = 1000;
@@ -33,8 +30,8 @@ pub struct Loader {
     corrupt: HashSet<u64>,
     first_corrupt: Option<String>,
     ended: Option<String>,
-    stats: LoaderStats,
-    started: Instant,
+    /// Images handed over.
+    images: u64,
 }
 
 struct Shared {
@@ -144,8 +141,7 @@ impl Loader {
             corrupt: HashSet::new(),
             first_corrupt: None,
             ended: None,
-            stats: LoaderStats::default(),
-            started: Instant::now(),
+            images: 0,
         };
         for number in 0..settings.workers() {
             let shared = Arc::clone(&loader.shared);
@@ -159,13 +155,12 @@ impl Loader {
     /// The batch of the next step; waits until it is made. Without workers it is made here.
     ///
     /// # Errors
-    /// [`Error::TooManyCorrupt`]; afterwards, and after any other error, the loader has ended.
+    /// [`Error::TooManyCorrupt`] or [`Error::NoneReadable`]; afterwards, and after any other error, the loader has ended.
     #[expect(clippy::should_implement_trait, reason = "an iterator would have to end or to wrap errors in options")]
     pub fn next(&mut self) -> Result<Batch> {
         if let Some(reason) = &self.ended {
             return Err(Error::Ended { reason: reason.clone() });
         }
-        let asked = Instant::now();
         let made = match self.threads.is_empty() {
             false => self.shared.take(self.step),
             true => self
@@ -174,7 +169,6 @@ impl Loader {
                 .make(self.step, &self.shared.stop)
                 .and_then(|made| made.ok_or_else(|| Error::Ended { reason: "it was stopped".into() })),
         };
-        self.stats.waited += asked.elapsed();
         let result = made.and_then(|made| self.accept(made));
         match &result {
             Ok(_) => self.step += 1,
@@ -185,20 +179,18 @@ impl Loader {
 
     /// Counts what was unreadable and stops above the allowed share.
     fn accept(&mut self, made: Made) -> Result<Batch> {
-        self.stats.images += made.batch.ids.len() as u64;
+        self.images += made.batch.ids.len() as u64;
         for (id, message) in made.unreadable {
             if self.corrupt.insert(id) {
                 tracing::warn!("unreadable image left out: {message}");
                 self.first_corrupt.get_or_insert(message);
             }
         }
-        self.stats.corrupt = self.corrupt.len() as u64;
-        let total = self.shared.maker.images();
-        let seen = self.stats.images.max(FAIR_SAMPLE).min(total);
-        if self.corrupt.len() as f64 > self.settings.max_corrupt_share() * seen as f64 {
+        let of = self.images.max(FAIR_SAMPLE).min(self.shared.maker.images());
+        if self.corrupt.len() as f64 > self.settings.max_corrupt_share() * of as f64 {
             return Err(Error::TooManyCorrupt {
                 count: self.corrupt.len(),
-                seen,
+                of,
                 share: self.settings.max_corrupt_share(),
                 first: self.first_corrupt.clone().unwrap_or_default(),
             });
@@ -212,18 +204,6 @@ impl Loader {
         // Under the lock: a worker between its check and its wait would miss the signal.
         drop(self.shared.lock());
         self.shared.room.notify_all();
-    }
-
-    /// The step whose batch [`Loader::next`] returns next.
-    #[must_use]
-    pub fn next_step(&self) -> u64 {
-        self.step
-    }
-
-    /// What was loaded since the start of this loader. Subtract an earlier reading for a live figure.
-    #[must_use]
-    pub fn stats(&self) -> LoaderStats {
-        LoaderStats { elapsed: self.started.elapsed(), ..self.stats }
     }
 }
 
