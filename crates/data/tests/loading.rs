@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Counting, png, source, write};
+use common::{Counting, png, write};
 use occlude_data::{
     Augment, Batch, CropConfig, Dataset, Draws, Error, Image, Loader, LoaderConfig, Result, Split, open,
 };
@@ -11,7 +11,7 @@ use occlude_random::Streams;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::tempdir;
 
 /// A fixed size for what a test does not look at.
@@ -83,7 +83,6 @@ fn corrupt_images_are_counted_once_named_and_replaced() {
     }
     // Three epochs meet the image three times (and perhaps as a replacement of itself); it is one corrupt image.
     assert!(named.len() >= 3 && named.iter().all(|message| message == "image 17: broken on purpose"));
-    assert_eq!((loader.stats().corrupt, loader.stats().images), (1, 150));
 }
 
 #[test]
@@ -93,7 +92,7 @@ fn too_many_corrupt_images_stop_the_run() {
         let config = LoaderConfig { max_corrupt_share: 0.06, ..workers(count) };
         let mut loader = start(dataset.clone(), 10, &config, 0, 0);
         let error = (0..20).find_map(|_| loader.next().err()).expect("an epoch passes all five");
-        let Error::TooManyCorrupt { count: 4, first, .. } = &error else { panic!("{error}") };
+        let Error::TooManyCorrupt { count: 4, of: 50, first, .. } = &error else { panic!("{error}") };
         assert!(first.contains("broken on purpose"));
         assert!(common::one_line(&error).contains("raise max_corrupt_share"));
         // It has ended: nothing is repeated or passed over in silence.
@@ -106,7 +105,8 @@ fn a_set_without_a_readable_image_ends_at_once() {
     let dataset = Counting::with_broken(5000, |_| true);
     let config = LoaderConfig { max_corrupt_share: 1.0, ..workers(2) };
     let refused = start(dataset, 4, &config, 0, 0).next().unwrap_err();
-    assert!(matches!(refused, Error::TooManyCorrupt { .. }), "{refused}");
+    assert!(matches!(refused, Error::NoneReadable { tries: 33, .. }), "{refused}");
+    assert!(common::one_line(&refused).contains("broken on purpose"));
 }
 
 #[test]
@@ -133,19 +133,20 @@ fn the_queue_bounds_what_is_made_ahead() {
     let mut loader = start(dataset.clone(), 5, &config, 0, 0);
     for taken in 1..=10 {
         loader.next().unwrap();
-        settle(&dataset.reads);
         // The batches taken, and no more than two beyond.
-        assert_eq!(dataset.reads.load(Ordering::SeqCst), (taken + 2) * 5);
+        let expected = (taken + 2) * 5;
+        assert_eq!(settled(&dataset.reads, expected), expected);
     }
 }
 
-/// Waits until a counter stands still.
-fn settle(counter: &AtomicUsize) {
-    let mut last = usize::MAX;
-    while counter.load(Ordering::SeqCst) != last {
-        last = counter.load(Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(60));
+/// The counter once it has reached `expected` (or ten seconds have passed) and had time to pass it.
+fn settled(counter: &AtomicUsize, expected: usize) -> usize {
+    let patience = Instant::now() + Duration::from_secs(10);
+    while counter.load(Ordering::SeqCst) < expected && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(1));
     }
+    std::thread::sleep(Duration::from_millis(30));
+    counter.load(Ordering::SeqCst)
 }
 
 #[test]
@@ -226,5 +227,4 @@ fn cached_images_give_the_same_batches() {
         (0..4).map(|_| loader.next().unwrap()).collect::<Vec<Batch>>()
     };
     assert_eq!(batches(limited(0)), batches(limited(16)));
-    assert_eq!(open(&source(&folder), Split::Test).unwrap().len(), 10_000);
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{class_names, config, gzip, names_below, open_whole, png, refusal, source, tar, write};
-use occlude_data::{Error, Split, open};
+use occlude_data::{Dataset, Error, SourceConfig, Split, open, open_both};
 use std::fs;
 use std::path::Path;
 use tempfile::tempdir;
@@ -83,7 +83,7 @@ fn a_share_is_held_out_where_there_is_no_test_split() {
         write(root.path(), &format!("{index:02}.png"), &png(2, 2, [0; 3]));
     }
     let names = |seed, split| {
-        let config = occlude_data::SourceConfig { holdout: 0.25, seed, ..config(root.path()) };
+        let config = SourceConfig { holdout: 0.25, seed, ..config(root.path()) };
         names_below(&*open(&config.check().unwrap(), split).unwrap(), root.path())
     };
     let (train, test) = (names(0, Split::Train), names(0, Split::Test));
@@ -94,7 +94,7 @@ fn a_share_is_held_out_where_there_is_no_test_split() {
     assert_eq!(all.len(), 20);
     assert_eq!(test, names(0, Split::Test));
     assert_ne!(test, names(1, Split::Test));
-    let none = occlude_data::SourceConfig { holdout: 0.0, ..config(root.path()) }.check().unwrap();
+    let none = SourceConfig { holdout: 0.0, ..config(root.path()) }.check().unwrap();
     let refused = open(&none, Split::Test).err().unwrap();
     assert!(matches!(refused, Error::NoTestSplit { .. }), "{refused}");
 }
@@ -102,10 +102,63 @@ fn a_share_is_held_out_where_there_is_no_test_split() {
 #[test]
 fn limits_take_a_drawn_part() {
     let root = tempdir().unwrap();
-    classes_folder(root.path());
-    let limited = occlude_data::SourceConfig { train_limit: Some(2), holdout: 0.0, ..config(root.path()) };
-    assert_eq!(open(&limited.check().unwrap(), Split::Train).unwrap().len(), 2);
+    for index in 0..20 {
+        write(root.path(), &format!("{index:02}.png"), &png(2, 2, [0; 3]));
+    }
+    let part = |seed| {
+        let limited = SourceConfig { train_limit: Some(8), holdout: 0.0, seed, ..config(root.path()) };
+        names_below(&*open(&limited.check().unwrap(), Split::Train).unwrap(), root.path())
+    };
+    assert_eq!((part(0).len(), part(0)), (8, part(0)));
+    assert_ne!(part(0), part(1));
 }
+
+#[test]
+fn both_splits_are_the_ones_that_are_opened_alone() {
+    let root = tempdir().unwrap();
+    classes_folder(root.path());
+    let source = SourceConfig { holdout: 0.3, ..config(root.path()) }.check().unwrap();
+    let (train, test) = open_both(&source).unwrap();
+    assert_eq!(train.fingerprint(), open(&source, Split::Train).unwrap().fingerprint());
+    assert_eq!(test.unwrap().fingerprint(), open(&source, Split::Test).unwrap().fingerprint());
+    let whole = SourceConfig { holdout: 0.0, ..config(root.path()) }.check().unwrap();
+    let (train, test) = open_both(&whole).unwrap();
+    assert_eq!((train.len(), test.is_none()), (3, true));
+}
+
+#[test]
+fn a_fingerprint_tells_which_images_and_not_where_they_lie() {
+    let (here, there) = (tempdir().unwrap(), tempdir().unwrap());
+    for root in [here.path(), there.path()] {
+        classes_folder(root);
+        write(root, "packed/a.tar", &tar(&[("cat/1.png", &[0; 90])]));
+        write(root, "cifar/data_batch_1.bin", &cifar(&[&[3], &[9]]));
+        write(root, "idx/x-images-idx3-ubyte", &idx(&[1, 2, 3], &[0; 6]));
+    }
+    fs::remove_file(there.path().join("packed/a.tar")).unwrap();
+    write(there.path(), "packed/b.tar", &tar(&[("cat/1.png", &[0; 90])]));
+    let marks =
+        |root: &Path| ["cat", "packed", "cifar", "idx"].map(|name| open_whole(&root.join(name)).unwrap().fingerprint());
+    assert_eq!(marks(here.path()), marks(there.path()));
+    // Stored runs refuse to go on if these change.
+    let synthetic = open(&SourceConfig::default().check().unwrap(), Split::Train).unwrap();
+    let counting = common::Counting::new(3);
+    let mut frozen = marks(here.path()).to_vec();
+    frozen.extend([synthetic.fingerprint(), counting.fingerprint()]);
+    assert_eq!(frozen, FROZEN);
+    // Another image, another mark.
+    write(there.path(), "cat/c.png", &png(2, 2, [0; 3]));
+    assert_ne!(marks(here.path())[0], marks(there.path())[0]);
+}
+
+const FROZEN: [u64; 6] = [
+    18_129_210_988_568_420_904,
+    4_230_765_758_377_141_378,
+    11_851_875_070_500_005_191,
+    12_510_886_546_449_961_134,
+    4_403_074_098_619_823_288,
+    2_922_663_919_000_731_306,
+];
 
 #[test]
 fn archives_of_folders_are_read_in_place() {
@@ -128,7 +181,7 @@ fn archives_of_folders_are_read_in_place() {
     assert_eq!(open_whole(&root.path().join("train-*.tar")).unwrap().len(), 3);
     assert_eq!(open_whole(&root.path().join("train-001.tar")).unwrap().len(), 1);
     // With the test split given apart.
-    let apart = occlude_data::SourceConfig {
+    let apart = SourceConfig {
         test: Some(root.path().to_str().unwrap().to_owned()),
         ..config(&root.path().join("train-*.tar"))
     };
@@ -155,6 +208,16 @@ fn webdataset_pairs_take_their_class_from_the_pair() {
 }
 
 #[test]
+fn a_stray_class_entry_does_not_take_the_folders_for_pairs() {
+    let root = tempdir().unwrap();
+    let red = png(2, 2, [200, 0, 0]);
+    let files: [(&str, &[u8]); 4] =
+        [("cat/1.png", &red), ("cat/1.cls", b"7"), ("dog/2.png", &red), ("dog/3.b.png", &red)];
+    write(root.path(), "shard.tar", &tar(&files));
+    assert_eq!(class_names(&*open_whole(&root.path().join("shard.tar")).unwrap()), ["cat", "dog", "dog"]);
+}
+
+#[test]
 fn pictures_of_labels_are_not_training_images() {
     let root = tempdir().unwrap();
     let red = png(2, 2, [200, 0, 0]);
@@ -169,8 +232,15 @@ fn a_truncated_archive_is_refused_by_name() {
     let red = png(40, 40, [200, 0, 0]);
     let whole = tar(&[("cat/1.png", &red), ("cat/2.png", &red)]);
     let second_entry = 512 + red.len().next_multiple_of(512) + 512;
-    // Inside the second image, then inside its header.
-    for (length, part) in [(second_entry + 20, "entry cat/2.png"), (second_entry - 100, "the last header")] {
+    // Inside the second image, inside its header, before its header, and after it without the end mark.
+    let cuts = [
+        (second_entry + 20, "entry cat/2.png"),
+        (second_entry - 100, "the last header"),
+        (second_entry - 512, "the end mark"),
+        (second_entry + red.len(), "the end mark"),
+        (second_entry + red.len().next_multiple_of(512), "the end mark"),
+    ];
+    for (length, part) in cuts {
         write(root.path(), "cut.tar", &whole[..length]);
         let refused = refusal(&root.path().join("cut.tar"));
         assert!(refused.contains("cut.tar: cut short") && refused.contains(part), "{refused}");
@@ -317,18 +387,20 @@ fn what_is_not_there_is_said_with_the_remedy() {
 
 #[test]
 fn settings_out_of_range_are_named() {
-    let refused = |config: occlude_data::SourceConfig| config.check().unwrap_err().field;
-    let plain = occlude_data::SourceConfig::default;
-    assert_eq!(refused(occlude_data::SourceConfig { path: " ".into(), ..plain() }), "path");
-    assert_eq!(refused(occlude_data::SourceConfig { holdout: 1.0, ..plain() }), "holdout");
-    assert_eq!(refused(occlude_data::SourceConfig { holdout: f64::NAN, ..plain() }), "holdout");
-    assert_eq!(refused(occlude_data::SourceConfig { train_limit: Some(0), ..plain() }), "train_limit");
-    assert_eq!(refused(occlude_data::SourceConfig { synthetic_side: 33, ..plain() }), "synthetic_side");
+    let refused = |config: SourceConfig| config.check().unwrap_err().field;
+    let plain = SourceConfig::default;
+    assert_eq!(refused(SourceConfig { path: " ".into(), ..plain() }), "path");
+    assert_eq!(refused(SourceConfig { holdout: 1.0, ..plain() }), "holdout");
+    assert_eq!(refused(SourceConfig { holdout: f64::NAN, ..plain() }), "holdout");
+    assert_eq!(refused(SourceConfig { train_limit: Some(0), ..plain() }), "train_limit");
+    assert_eq!(refused(SourceConfig { test_limit: Some(usize::MAX), ..plain() }), "test_limit");
+    assert_eq!(refused(SourceConfig { test: Some("photos".into()), ..plain() }), "test");
+    assert_eq!(refused(SourceConfig { synthetic_side: 33, ..plain() }), "synthetic_side");
 }
 
 #[test]
 fn the_synthetic_set_opens_like_any_other() {
-    let config = occlude_data::SourceConfig { train_limit: Some(30), test_limit: Some(10), ..Default::default() };
+    let config = SourceConfig { train_limit: Some(30), test_limit: Some(10), ..Default::default() };
     let source = config.check().unwrap();
     assert!(source.is_synthetic());
     let (train, test) = (open(&source, Split::Train).unwrap(), open(&source, Split::Test).unwrap());
