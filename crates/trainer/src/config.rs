@@ -33,7 +33,7 @@ pub struct CheckpointConfig {
     pub minutes: Option<f64>,
     /// How many of the newest checkpoints stay.
     pub keep_last: usize,
-    /// Checkpoints at multiples of this length stay for ever.
+    /// Save at multiples of this length too; those checkpoints stay for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_every: Option<Span>,
 }
@@ -143,7 +143,8 @@ impl Training {
 
     /// Whether a checkpoint is due after `done` steps and `seconds` since the last one.
     pub(crate) fn saves(&self, done: u64, seconds: f64) -> bool {
-        self.save_every.is_some_and(|every| done.is_multiple_of(every))
+        let regular = [self.save_every, self.retention.keep_every];
+        regular.into_iter().flatten().any(|every| done.is_multiple_of(every))
             || self.save_seconds.is_some_and(|after| seconds >= after)
     }
 }
@@ -167,6 +168,15 @@ mod tests {
         assert_eq!(saves, [5, 10, 15, 20]);
         let logs: Vec<u64> = (1..=20).filter(|done| training.logs(*done)).collect();
         assert_eq!(logs, [1, 10, 20]);
+    }
+
+    #[test]
+    fn what_is_kept_for_ever_is_saved_first() {
+        let (every, keep_every) = (Some(Span::Steps(4)), Some(Span::Steps(6)));
+        let checkpoint = CheckpointConfig { every, minutes: None, keep_every, ..Default::default() };
+        let training = TrainConfig { length: Span::Steps(12), checkpoint, ..Default::default() }.check(300).unwrap();
+        let saves: Vec<u64> = (1..=12).filter(|done| training.saves(*done, 0.0)).collect();
+        assert_eq!(saves, [4, 6, 8, 12]);
     }
 
     #[test]
