@@ -167,10 +167,9 @@ impl Checkpoints {
     /// Removes every checkpoint, for a run that starts afresh.
     ///
     /// # Errors
-    /// The folder cannot be read.
+    /// The folder cannot be read, or a checkpoint is still there.
     pub fn clear(&self) -> Result<()> {
-        self.list()?.iter().for_each(|(step, path)| self.remove(*step, path));
-        Ok(())
+        self.list()?.iter().try_for_each(|(step, path)| self.remove(*step, path))
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
@@ -251,18 +250,18 @@ impl Checkpoints {
             |step: u64| self.retention.keep_every.is_some_and(|every| every > 0 && step.is_multiple_of(every));
         let past: Vec<_> = listed.into_iter().filter(|(step, _)| *step <= newest).collect();
         let surplus = past.len().saturating_sub(self.retention.keep_last.max(1));
-        past.iter()
-            .take(surplus)
-            .filter(|(step, _)| !kept_by_rule(*step))
-            .for_each(|(step, path)| self.remove(*step, path));
+        for (step, path) in past.iter().take(surplus).filter(|(step, _)| !kept_by_rule(*step)) {
+            if let Err(error) = self.remove(*step, path) {
+                tracing::warn!(%error, "old checkpoint not removed");
+            }
+        }
     }
 
-    fn remove(&self, step: u64, path: &Path) {
+    fn remove(&self, step: u64, path: &Path) -> Result<()> {
         let gone = self.beside(&self.root.join(folder_name(step)), PRUNED_PREFIX);
-        match fs::rename(path, &gone) {
-            Ok(()) => remove_any(&gone),
-            Err(error) => tracing::warn!(path = %path.display(), %error, "old checkpoint not removed"),
-        }
+        fs::rename(path, &gone).map_err(Error::io(path))?;
+        remove_any(&gone);
+        Ok(())
     }
 
     fn beside(&self, target: &Path, prefix: &str) -> PathBuf {

@@ -160,3 +160,14 @@ fn pruning_never_removes_the_one_just_written() {
     checkpoints.clear().unwrap();
     assert!(names(folder.path()).is_empty());
 }
+
+#[test]
+fn a_checkpoint_that_cannot_be_removed_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::new(folder.path(), Retention::default());
+    commit(&checkpoints, 5, 0.0).unwrap();
+    // What is removed is renamed first, and nothing is renamed onto a folder that holds something.
+    fs::create_dir_all(folder.path().join(".tmp-pruned-step-00000005/held")).unwrap();
+    let error = checkpoints.clear().unwrap_err().to_string();
+    assert!(error.contains("step-00000005"), "{error}");
+}
