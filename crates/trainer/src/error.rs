@@ -37,6 +37,17 @@ pub enum Error {
         /// The settings that differ, with both values.
         differences: String,
     },
+    /// A stored step belongs to a run with other settings.
+    #[error(
+        "{path}: stored by a run with other settings: differs in {differences}; only that run can replay it",
+        path = path.display()
+    )]
+    OtherStep {
+        /// The folder of the stored step.
+        path: PathBuf,
+        /// The settings that differ, with both values.
+        differences: String,
+    },
     /// There are checkpoints, but none is whole.
     #[error("{path}: none of {count} checkpoints is whole ({first}); --fresh starts over", path = path.display())]
     NoWholeCheckpoint {

@@ -1,8 +1,8 @@
 //! A step that went wrong, stored whole and run again.
 
-use crate::Result;
 use crate::event::Named;
-use crate::state::Identity;
+use crate::state::{Identity, differences};
+use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use occlude_checkpoint::{Checkpoint, Checkpoints, CommitError, Retention};
 use occlude_kernels::{Gradients, StateDict};
@@ -10,6 +10,7 @@ use occlude_methods::{Method, StepContext, StepOutput, ViewBatch};
 use occlude_optim::{Optimizer, ParamGroup};
 use occlude_random::Streams;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// How many bundles of a run stay: each holds the whole model.
@@ -46,13 +47,22 @@ pub struct Replay {
 }
 
 /// Loads the state in `bundle` (a folder `replay/step-*` of a run) into `method` and runs the stored step again.
-/// Nothing is written and no optimizer is involved.
+/// Nothing is written and no optimizer is involved. `identity` is that of the run, as in `Trainer::identity`, with
+/// its `seed`.
 ///
 /// # Errors
-/// The bundle is damaged, or does not fit the method.
-pub fn replay(bundle: &Path, method: &mut dyn Method, device: &Device) -> Result<Replay> {
+/// The bundle is damaged, was stored by a run with other settings, or does not fit the method.
+pub fn replay(
+    bundle: &Path,
+    identity: &BTreeMap<String, String>,
+    method: &mut dyn Method,
+    device: &Device,
+) -> Result<Replay> {
     let stored = Checkpoint::open(bundle)?;
     let state: Bundle = stored.state()?;
+    if let Some(differences) = differences(&state.identity, identity) {
+        return Err(Error::OtherStep { path: bundle.to_owned(), differences });
+    }
     method.load(&stored.load("method", device)?)?;
     let tensors = stored.load("batch", device)?;
     let views = (0..tensors.len()).map_while(|index| tensors.get(&view_name(index)).cloned()).collect();

@@ -2,6 +2,7 @@
 
 use crate::clock::Spent;
 use crate::event::Named;
+use crate::summary::Summary;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +26,26 @@ pub(crate) struct RunState {
     pub(crate) losses: Named,
     /// The last value of every score.
     pub(crate) scores: BTreeMap<String, f64>,
+}
+
+impl RunState {
+    /// The numbers of the run so far, as of one that has not ended.
+    pub(crate) fn summary(&self) -> Summary {
+        let losses = &self.losses.0;
+        let mut summary = Summary {
+            steps: self.next_step,
+            seconds: self.spent.seconds,
+            images_per_second: self.spent.images_per_second(),
+            wait_share: self.spent.wait_share(),
+            final_loss: (!losses.is_empty()).then(|| losses.iter().map(|(_, value)| value).sum()),
+            final_losses: losses.iter().cloned().collect(),
+            peak_memory_mb: self.spent.peak_memory_mb,
+            seed: self.seed,
+            ..Summary::default()
+        };
+        self.scores.iter().for_each(|(name, value)| summary.set_score(name, *value));
+        summary
+    }
 }
 
 /// Differences shown in a message; the rest is counted.

@@ -1,6 +1,7 @@
 //! `summary.json`: the last numbers of a run, for scripts and comparisons.
 
-use occlude_checkpoint::{CommitError, write_whole};
+use crate::state::RunState;
+use occlude_checkpoint::{Checkpoint, CommitError, write_whole};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -57,6 +58,14 @@ impl Summary {
             "linear" => self.linear = Some(value),
             other => drop(self.scores.insert(other.to_owned(), value)),
         }
+    }
+
+    /// The numbers of a run when it wrote `checkpoint`, for one that was killed before it wrote a summary.
+    ///
+    /// # Errors
+    /// The checkpoint has no readable state of a run.
+    pub fn of_checkpoint(checkpoint: &Checkpoint) -> crate::Result<Self> {
+        Ok(checkpoint.state::<RunState>()?.summary())
     }
 
     /// Reads a summary.

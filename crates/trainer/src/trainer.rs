@@ -48,7 +48,7 @@ pub struct Trainer<'a> {
     /// Settings that decide what is computed, flattened (`method.dim` -> `192`), without those that may change between
     /// starts. A checkpoint with others is refused. The seed is added.
     pub identity: BTreeMap<String, String>,
-    /// Start over: existing checkpoints of the run are removed.
+    /// Start over: existing checkpoints and stored steps of the run are removed.
     pub fresh: bool,
     /// The checkpoints of the run.
     pub checkpoints: Checkpoints,
@@ -107,7 +107,8 @@ impl<'a> Trainer<'a> {
     /// source that begins with the batch of the given step.
     ///
     /// # Errors
-    /// See [`Error`]. Where the state of the method is sound, it is saved before the error is returned.
+    /// See [`Error`]. Where a batch cannot be made, the steps done are saved before the error is returned; in every
+    /// other case the newest checkpoint stands.
     pub fn run<B: Batches>(
         mut self,
         method: &mut dyn Method,
@@ -147,6 +148,7 @@ impl<'a, 'm> Running<'a, 'm> {
         setup.checkpoints.recover()?;
         if setup.fresh {
             setup.checkpoints.clear()?;
+            Checkpoints::new(setup.run.replay_dir(), setup.training.retention()).clear()?;
         }
         let checkpoint = newest(&setup.checkpoints)?;
         let mut running = Self {
@@ -308,15 +310,7 @@ impl<'a, 'm> Running<'a, 'm> {
             let position = sink.position().map_err(|source| Error::Sink { name: sink.name().to_owned(), source })?;
             files.extend(position.map(|position| (sink.name().to_owned(), position)));
         }
-        let state = RunState {
-            next_step: self.done,
-            seed: self.setup.streams.seed(),
-            identity: self.setup.identity.clone(),
-            files,
-            spent: self.clock.spent(),
-            losses: self.losses.clone(),
-            scores: self.scores.clone(),
-        };
+        let state = self.state(files);
         let (method, optimizer) = (self.method.state(), self.optimizer.state());
         let parts = [("method", &method), ("optimizer", &optimizer)];
         let path = match self.setup.checkpoints.commit(self.done, &parts, &state) {
@@ -355,27 +349,22 @@ impl<'a, 'm> Running<'a, 'm> {
         }
         tell(&mut self.setup.sinks, &Event::Ended { step: self.done })?;
         let end = if self.done < self.setup.training.steps() { End::Interrupted } else { End::Finished };
-        let summary = self.summary(end);
+        let summary = Summary { finished: end == End::Finished, ..self.state(BTreeMap::new()).summary() };
         let checkpoint = self.saved.map(|(_, path)| path).unwrap_or_default();
         Ok(Outcome { end, step: self.done, resumed: self.resumed, checkpoint, summary })
     }
 
-    fn summary(&self, end: End) -> Summary {
-        let spent = self.clock.spent();
-        let mut summary = Summary {
-            finished: end == End::Finished,
-            steps: self.done,
-            seconds: spent.seconds,
-            images_per_second: spent.images_per_second(),
-            wait_share: spent.wait_share(),
-            final_loss: (!self.losses.0.is_empty()).then(|| self.losses.0.iter().map(|(_, value)| value).sum()),
-            final_losses: self.losses.0.iter().cloned().collect(),
-            peak_memory_mb: spent.peak_memory_mb,
+    /// Where the run stands, with the lengths of its files.
+    fn state(&self, files: BTreeMap<String, u64>) -> RunState {
+        RunState {
+            next_step: self.done,
             seed: self.setup.streams.seed(),
-            ..Summary::default()
-        };
-        self.scores.iter().for_each(|(name, value)| summary.set_score(name, *value));
-        summary
+            identity: self.setup.identity.clone(),
+            files,
+            spent: self.clock.spent(),
+            losses: self.losses.clone(),
+            scores: self.scores.clone(),
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! What goes wrong stops the run with what is needed to go on.
 
-use crate::common::{Line, Noise, Stopper, straight, trace, train, trainer};
+use crate::common::{Line, Noise, SEED, Stopper, straight, trace, train, trainer};
 use candle_core::Device;
 use occlude_checkpoint::{CommitError, CommitPhase, RunDir};
 use occlude_methods::Method;
 use occlude_trainer::{End, Error, Event, Sink, Stop, replay};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,6 +15,13 @@ fn files(folder: &std::path::Path) -> Vec<String> {
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+/// The settings of a run with its seed, as the trainer compares them.
+fn identity(run: &RunDir) -> BTreeMap<String, String> {
+    let mut identity = trainer(run).identity;
+    identity.insert("seed".into(), SEED.to_string());
+    identity
 }
 
 #[test]
@@ -47,8 +55,8 @@ fn a_loss_that_is_not_finite_moves_nothing_and_can_be_replayed() {
         assert_eq!(fs::read(bundle.join(&file)).unwrap(), fs::read(before).unwrap(), "{part}");
     }
 
-    let again = replay(&bundle, &mut Line::new(), &Device::Cpu).unwrap();
-    assert_eq!((again.step, again.seed, &again.ids[..]), (12, crate::common::SEED, &[48, 49, 50, 51][..]));
+    let again = replay(&bundle, &identity(&run), &mut Line::new(), &Device::Cpu).unwrap();
+    assert_eq!((again.step, again.seed, &again.ids[..]), (12, SEED, &[48, 49, 50, 51][..]));
     assert!(again.losses.get("square").unwrap().is_nan());
     assert_eq!(again.bad_gradients, ["student.w"]);
 
@@ -56,6 +64,25 @@ fn a_loss_that_is_not_finite_moves_nothing_and_can_be_replayed() {
     let outcome = train(trainer(&run)).unwrap();
     assert_eq!(outcome.resumed, Some(10));
     assert_eq!(trace(&run, &outcome.checkpoint), straight());
+}
+
+#[test]
+fn a_step_of_other_settings_is_not_replayed_and_a_fresh_start_removes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::create(folder.path()).unwrap();
+    let bad = |step| Ok(Noise { step, bad: Some(1), ..Noise::default() });
+    trainer(&run).run(&mut Line::new(), bad).unwrap_err();
+    let bundle = run.replay_dir().join("step-00000001");
+    let mut other = identity(&run);
+    other.insert("method.dim".into(), "99".into());
+    let error = replay(&bundle, &other, &mut Line::new(), &Device::Cpu).unwrap_err();
+    assert!(matches!(&error, Error::OtherStep { .. }), "{error}");
+    assert!(error.to_string().contains("method.dim (was 12, now 99)"), "{error}");
+
+    let mut fresh = trainer(&run);
+    fresh.fresh = true;
+    train(fresh).unwrap();
+    assert!(files(&run.replay_dir()).is_empty());
 }
 
 #[test]
@@ -68,7 +95,7 @@ fn a_gradient_that_is_not_finite_is_named() {
     let error = trainer(&run).run(&mut method, |step| Ok(Noise { step, ..Noise::default() })).unwrap_err();
     assert!(matches!(&error, Error::NonFinite { step: 0, what, .. } if what == "the gradient of student.w"), "{error}");
     assert_eq!(method.weights(), before);
-    let again = replay(&run.replay_dir().join("step-00000000"), &mut method, &Device::Cpu).unwrap();
+    let again = replay(&run.replay_dir().join("step-00000000"), &identity(&run), &mut method, &Device::Cpu).unwrap();
     assert!(again.losses.get("square").unwrap().is_finite());
     assert_eq!(again.bad_gradients, ["student.w"]);
 }
@@ -206,6 +233,29 @@ fn signals_finish_the_step_and_save() {
 
 #[cfg(unix)]
 #[test]
+fn released_signals_end_the_process() {
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+    use std::os::unix::process::ExitStatusExt;
+    const CHILD: &str = "OCCLUDE_TEST_RAISES_RELEASED";
+    if let Some(signal) = std::env::var(CHILD).ok().and_then(|signal| signal.parse().ok()) {
+        let stop = Stop::on_signals().unwrap();
+        stop.release();
+        drop(stop);
+        signal_hook::low_level::raise(signal).unwrap();
+        unreachable!("a released signal must end the process");
+    }
+    for signal in [SIGINT, SIGTERM, SIGUSR2] {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "failures::released_signals_end_the_process"])
+            .env(CHILD, signal.to_string())
+            .output()
+            .unwrap();
+        assert_eq!(child.status.signal(), Some(signal), "{}", String::from_utf8_lossy(&child.stdout));
+    }
+}
+
+#[cfg(unix)]
+#[test]
 fn a_second_interrupt_ends_the_process_at_once() {
     const CHILD: &str = "OCCLUDE_TEST_RAISES_TWICE";
     if std::env::var_os(CHILD).is_some() {
@@ -236,6 +286,6 @@ fn a_damaged_bundle_is_refused() {
     fs::write(bundle.join("batch.safetensors"), bytes).unwrap();
     let mut method = Line::new();
     let before = method.state()["student.w"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    assert!(matches!(replay(&bundle, &mut method, &Device::Cpu), Err(Error::Checkpoint(_))));
+    assert!(matches!(replay(&bundle, &identity(&run), &mut method, &Device::Cpu), Err(Error::Checkpoint(_))));
     assert_eq!(method.weights(), before, "a damaged bundle changes nothing");
 }

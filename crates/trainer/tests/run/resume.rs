@@ -1,8 +1,8 @@
 //! A run that was interrupted ends as one that was not, bit for bit.
 
 use crate::common::{Breaker, Line, Noise, Stopper, straight, trace, train, trainer};
-use occlude_checkpoint::RunDir;
-use occlude_trainer::{End, Error, ProbeRow, StepRow, Stop, TimingRow};
+use occlude_checkpoint::{Checkpoint, RunDir};
+use occlude_trainer::{End, Error, ProbeRow, StepRow, Stop, Summary, TimingRow};
 use std::fs;
 
 #[test]
@@ -118,6 +118,11 @@ fn the_summary_counts_all_starts() {
     assert_eq!((summary.steps, summary.seed), (20, crate::common::SEED));
     assert!(summary.knn_random_weights.is_some() && summary.knn.is_some() && summary.linear.is_none());
     assert_eq!(summary.final_loss, summary.final_losses.get("square").copied());
+    // A killed run leaves no summary; its checkpoint knows the same numbers.
+    let newest = Checkpoint::open(run.checkpoints_dir().join("step-00000020")).unwrap();
+    let stored = Summary::of_checkpoint(&newest).unwrap();
+    assert_eq!((stored.finished, stored.steps, stored.knn), (false, 20, summary.knn));
+    assert_eq!((stored.final_losses, stored.seed), (summary.final_losses, summary.seed));
     let timing = fs::read_to_string(run.timing_file()).unwrap();
     let rows: Vec<TimingRow> = timing.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.iter().map(|row| row.step).collect::<Vec<_>>(), [1, 3, 6, 9, 12, 15, 18, 20]);
