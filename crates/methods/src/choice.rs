@@ -1,9 +1,10 @@
 //! Which method, with which settings.
 
 use crate::Method;
-use crate::capi::{Capi, CapiConfig, CapiSettings};
+use crate::capi::{Capi, CapiConfig, CapiSettings, LossKind};
 use candle_core::{DType, Device};
 use occlude_kernels::Result;
+use occlude_masking::{Grid, Masker};
 use occlude_random::Streams;
 use occlude_settings::{ConfigError, Ruler};
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,28 @@ impl MethodConfig {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Capi(_) => "capi",
+        }
+    }
+
+    /// The method and its model in a few words, for the head of a report.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Capi(config) => format!(
+                "CAPI: an encoder of {} blocks, {} wide, patches of {} pixels, {:.0} % hidden",
+                config.encoder.depth,
+                config.encoder.dim,
+                config.encoder.patch,
+                100.0 * config.mask.ratio
+            ),
+        }
+    }
+
+    /// How many clusters are learned; `None` where the method predicts something else.
+    #[must_use]
+    pub fn prototypes(&self) -> Option<usize> {
+        match self {
+            Self::Capi(config) => (config.loss != LossKind::Ijepa).then_some(config.clustering.prototypes),
         }
     }
 
@@ -73,6 +96,30 @@ impl CheckedMethod {
     pub fn patch_size(&self) -> usize {
         match self {
             Self::Capi(settings) => settings.encoder().patch(),
+        }
+    }
+
+    /// Patches of an image.
+    #[must_use]
+    pub fn grid(&self) -> Grid {
+        match self {
+            Self::Capi(settings) => settings.encoder().grid(),
+        }
+    }
+
+    /// Which patches are hidden.
+    #[must_use]
+    pub fn masker(&self) -> &Masker {
+        match self {
+            Self::Capi(settings) => settings.masker(),
+        }
+    }
+
+    /// Hidden patches of an image that are predicted.
+    #[must_use]
+    pub fn predicted(&self) -> usize {
+        match self {
+            Self::Capi(settings) => settings.predicted(),
         }
     }
 }
