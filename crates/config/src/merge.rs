@@ -53,7 +53,9 @@ fn broken_defaults(error: impl std::fmt::Display) -> Error {
 /// an alternative of another kind (its keys are not those of the old one). All are tables at `path`.
 fn hide(mut below: Vec<&mut Dict>, above: &Dict, schema: &Schema, path: &str) {
     for (name, value) in above {
-        let (Some(values), Some(schema)) = (value.as_dict(), schema.get(name)) else { continue };
+        let Some(values) = value.as_dict() else { continue };
+        // A setting without a default may be missing in the schema.
+        let schema = schema.get(name).unwrap_or(&Schema::Null);
         let key = join(path, name);
         if is_span(schema) || (schema.is_null() && is_unit(values)) || changes_kind(&below, name, &key, values) {
             below.iter_mut().for_each(|layer| drop(layer.remove(name)));
@@ -103,6 +105,10 @@ fn wrong_type(values: &Dict, schema: &Schema, path: &str, source: &Source) -> Op
             } else {
                 wrong_type(inner, below, &key, source)
             };
+        }
+        // A word may stand for an alternative whose other forms are tables: serde knows which.
+        if let (Value::Dict(..), Schema::String(_)) = (value, below) {
+            return None;
         }
         let expected = expected(below).filter(|_| !fits(value, below))?;
         Some(Error::WrongType { place: source.clone(), key, value: shown(value), expected: expected.into() })
@@ -166,6 +172,8 @@ mod tests {
         rate: f64,
         steps: occlude_settings::Span,
         limit: Option<occlude_settings::Span>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        every: Option<occlude_settings::Span>,
         method: Part,
         mode: Mode,
     }
@@ -184,6 +192,8 @@ mod tests {
         colour: String,
         #[serde(skip_serializing_if = "Option::is_none")]
         centre: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        growth: Option<occlude_settings::Span>,
     }
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -191,18 +201,20 @@ mod tests {
     enum Mode {
         Fast,
         Slow,
+        Paced { pause: u64 },
     }
 
     impl Default for Round {
         fn default() -> Self {
-            Self { radius: 1.0, colour: "red".into(), centre: None }
+            Self { radius: 1.0, colour: "red".into(), centre: None, growth: None }
         }
     }
 
     impl Default for Raw {
         fn default() -> Self {
             let steps = occlude_settings::Span::Steps(10);
-            Self { seed: 1, rate: 0.5, steps, limit: None, method: Part::Round(Round::default()), mode: Mode::Fast }
+            let method = Part::Round(Round::default());
+            Self { seed: 1, rate: 0.5, steps, limit: None, every: None, method, mode: Mode::Fast }
         }
     }
 
@@ -231,6 +243,24 @@ mod tests {
     }
 
     #[test]
+    fn another_unit_replaces_a_span_that_the_defaults_do_not_show() {
+        let read =
+            |content| super::tests::read(&["every.steps = 2\n[method]\ngrowth = { steps = 3 }", content]).unwrap();
+        assert_eq!(read("every.epochs = 1.0").every, Some(occlude_settings::Span::Epochs(1.0)));
+        let growth = Some(occlude_settings::Span::Percent(5.0));
+        assert_eq!(read("method.growth.percent = 5").method, Part::Round(Round { growth, ..Round::default() }));
+    }
+
+    #[test]
+    fn a_table_for_a_word_is_left_to_its_reader() {
+        assert_eq!(read(&["mode = { paced = { pause = 3 } }"]).unwrap().mode, Mode::Paced { pause: 3 });
+        let message = read(&["mode = { paced = { pause = 'long' } }"]).unwrap_err();
+        assert!(message.contains("mode") && !message.contains("must be a word"), "{message}");
+        let other = read(&["seed = -1\nmode = { paced = { pause = 3 } }"]).unwrap_err();
+        assert!(other.contains("seed") && !other.contains("mode"), "the right table is not blamed: {other}");
+    }
+
+    #[test]
     fn another_kind_replaces_an_alternative_and_back() {
         let square = "[method]\nkind = 'square'\nside = 3";
         assert_eq!(read(&[square]).unwrap().method, Part::Square { side: 3 });
@@ -253,7 +283,7 @@ mod tests {
     #[test]
     fn an_unknown_word_names_the_allowed_ones() {
         let message = read(&["mode = 'quick'"]).unwrap_err();
-        assert_eq!(message, "0.toml: mode = quick: must be one of fast, slow");
+        assert_eq!(message, "0.toml: mode = quick: must be one of fast, slow, paced");
     }
 
     #[test]
