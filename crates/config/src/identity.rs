@@ -1,4 +1,4 @@
-//! What a run computes, as flat settings.
+//! What a run computes, as flat settings, and what its lengths are measured by.
 
 use crate::RunConfig;
 use crate::keys::{is_span, join};
@@ -28,4 +28,14 @@ fn flatten(value: &Value, path: &str, settings: &mut BTreeMap<String, String>) {
         Value::String(word) => drop(settings.insert(path.to_owned(), word.clone())),
         other => drop(settings.insert(path.to_owned(), other.to_string())),
     }
+}
+
+/// Whether any length is in epochs.
+pub(crate) fn counts_epochs(config: &RunConfig) -> bool {
+    in_epochs(&serde_json::to_value(config).unwrap_or_default())
+}
+
+fn in_epochs(value: &Value) -> bool {
+    let Value::Object(table) = value else { return false };
+    if is_span(value) { table.contains_key("epochs") } else { table.values().any(in_epochs) }
 }

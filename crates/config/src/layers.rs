@@ -39,9 +39,9 @@ impl fmt::Display for Source {
 /// What a person wrote, lowest layer first. The preset is named inside any of them (`preset = "..."`).
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// A config file; without one, the defaults alone.
+    /// A config file.
     pub file: Option<PathBuf>,
-    /// Text in place of a file, such as the built-in quick start. Below `file`.
+    /// Whether the built-in quick start lies below `file`. A preset named in any layer takes its place.
     pub quickstart: bool,
     /// The whole environment; variables that do not begin with `OCCLUDE_` are ignored.
     pub environment: Vec<(String, String)>,
@@ -106,12 +106,15 @@ pub(crate) fn text(source: Source, content: &str) -> Result<Layer> {
     Ok(Layer { source, values: value.into_dict().unwrap_or_default() })
 }
 
+/// Whether the environment variable `name` is read as a setting.
+#[must_use]
+pub fn is_setting(name: &str) -> bool {
+    name.starts_with(PREFIX) && !name.starts_with(TEST_PREFIX) && !NOT_SETTINGS.contains(&name)
+}
+
 /// `OCCLUDE_TRAIN__BATCH=64` is `train.batch = 64`. A name that is no setting is refused later, with the other layers.
 fn variable(name: &str, value: &str) -> Option<Layer> {
-    if NOT_SETTINGS.contains(&name) || name.starts_with(TEST_PREFIX) {
-        return None;
-    }
-    let key = name.strip_prefix(PREFIX)?.to_lowercase().replace("__", ".");
+    let key = name.strip_prefix(PREFIX).filter(|_| is_setting(name))?.to_lowercase().replace("__", ".");
     Some(Layer { source: Source::Variable(name.to_owned()), values: nested(&key, parse(value)) })
 }
 

@@ -27,6 +27,6 @@ mod presets;
 mod run;
 
 pub use error::{Error, Result};
-pub use layers::{Source, Sources};
+pub use layers::{Source, Sources, is_setting};
 pub use presets::{QUICKSTART, preset_names};
-pub use run::{DataConfig, Run, RunConfig, resolve};
+pub use run::{DataConfig, LINEAR_PROBE_NEEDS, NOMINAL_IMAGES, Run, RunConfig, resolve};

@@ -1,6 +1,6 @@
 //! The schema of a run: what every room wants to know, in one tree.
 
-use crate::identity::identity;
+use crate::identity::{counts_epochs, identity};
 use crate::{Error, Result, Sources, layers, merge, presets};
 use occlude_data::{CropConfig, EvalMode, LoaderConfig, LoaderSettings, RandomCrop, Source, SourceConfig};
 use occlude_eval::{Eval, EvalConfig, Probe, ProbeConfig};
@@ -12,7 +12,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Images of the training set where a config is checked without opening it; only lengths in epochs depend on it.
-const NOMINAL_IMAGES: usize = 50_000;
+pub const NOMINAL_IMAGES: usize = 50_000;
+
+/// Labelled training images below which no linear probe is trained.
+pub const LINEAR_PROBE_NEEDS: usize = 10;
 
 /// Images: which, how they are varied, how they are loaded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,6 +131,8 @@ pub(crate) const FREE: &[&str] = &[
 pub fn resolve(sources: &Sources) -> Result<RunConfig> {
     let mut written = layers::read(sources)?;
     if let Some(preset) = presets::named_in(&written)? {
+        // A preset over the quick start would vanish under it: who names one wants that and not the quick start.
+        written.retain(|layer| layer.source != crate::Source::Quickstart);
         written.insert(0, preset);
     }
     merge::merge(written)
@@ -141,9 +146,7 @@ impl RunConfig {
     pub fn check(&self, images: Option<usize>) -> Result<Run> {
         let device =
             require("device", self.device.as_str(), "must be `cpu` or `cuda`", |d| ["cpu", "cuda"].contains(d))?;
-        if let Some(threads) = self.threads {
-            require("threads", threads, "must be between 1 and 1024", |t| (1..=1024).contains(t))?;
-        }
+        self.checked_threads()?;
         let source = inside("data.source", self.data.source.check())?;
         let crop = inside("data.crop", self.data.crop.check())?;
         inside("data.eval", crop.eval_transform(self.data.eval))?;
@@ -155,7 +158,10 @@ impl RunConfig {
         let ruler = training.ruler();
         let method = self.method.check(crop.size(), training.batch(), training.steps(), ruler);
         let method = inside("method", method)?;
-        self.reachable(images, crop.size() / method.patch_size())?;
+        self.reachable(images, method.grid().count())?;
+        let probe = inside("probe", self.probe.check(ruler))?;
+        let eval = inside("eval", self.eval.check())?;
+        enough_voters(&probe, &eval)?;
         Ok(Run {
             seed: self.seed,
             device: device.to_owned(),
@@ -164,22 +170,36 @@ impl RunConfig {
             eval_mode: self.data.eval,
             loader,
             method,
-            probe: inside("probe", self.probe.check(ruler))?,
-            eval: inside("eval", self.eval.check())?,
+            probe,
+            eval,
             training,
         })
     }
 
+    /// Threads of the tensor code, where they are given.
+    ///
+    /// # Errors
+    /// Names the setting if it is out of range.
+    pub fn checked_threads(&self) -> Result<Option<usize>> {
+        let allowed = "must be between 1 and 1024";
+        let check = |threads| require("threads", threads, allowed, |t| (1..=1024).contains(t));
+        Ok(self.threads.map(check).transpose()?)
+    }
+
+    /// Whether a length is given in epochs: what it allows then depends on the number of images.
+    #[must_use]
+    pub fn counts_epochs(&self) -> bool {
+        counts_epochs(self)
+    }
+
     /// Refuses more prototypes than there are patches to tell apart: some could never be reached.
-    fn reachable(&self, images: Option<usize>, side: usize) -> Result<()> {
-        let MethodConfig::Capi(capi) = &self.method;
-        if let Some(images) = images {
-            let patches = images.saturating_mul(side * side);
+    fn reachable(&self, images: Option<usize>, of_an_image: usize) -> Result<()> {
+        if let (Some(images), Some(prototypes)) = (images, self.method.prototypes()) {
+            let patches = images.saturating_mul(of_an_image);
             let allowed = format!(
                 "must be at most the {patches} patches of the {images} training images: more could not be reached; \
                  lower it or give more images"
             );
-            let prototypes = capi.clustering.prototypes;
             require("method.clustering.prototypes", prototypes, &allowed, |k| *k <= patches)?;
         }
         Ok(())
@@ -199,6 +219,18 @@ impl RunConfig {
     pub fn identity(&self) -> BTreeMap<String, String> {
         identity(self)
     }
+}
+
+/// Refuses a bank that has fewer images than neighbours vote, or than a linear probe needs.
+fn enough_voters(probe: &Probe, eval: &Eval) -> Result<()> {
+    let voters = eval.knn.neighbours.last().copied().unwrap_or(1);
+    let check = |field: &str, bank: usize, least: usize| {
+        let allowed = format!("must be at least {least}: the last of eval.knn.neighbours is {voters}");
+        require(field, bank, &allowed, |bank| *bank >= least).map(drop)
+    };
+    check("probe.bank", probe.bank, voters)?;
+    let least = voters.max(LINEAR_PROBE_NEEDS);
+    Ok(eval.bank.map_or(Ok(()), |bank| check("eval.bank", bank, least))?)
 }
 
 fn inside<T>(table: &str, checked: Result<T, ConfigError>) -> Result<T> {
@@ -248,6 +280,36 @@ mod tests {
         let message = refused(&["method.clustering.prototypes=16001"]);
         assert!(message.contains("16000 patches of the 1000 training images"), "{message}");
         with(&["method.clustering.prototypes=16000"]).check(Some(1000)).unwrap();
+    }
+
+    #[test]
+    fn a_method_without_clusters_needs_no_patches_for_them() {
+        with(&["method.clustering.prototypes=16001", "method.loss=ijepa"]).check(Some(1000)).unwrap();
+    }
+
+    #[test]
+    fn a_bank_holds_as_many_images_as_neighbours_vote() {
+        let message = refused(&["eval.knn.neighbours=[1, 50]", "probe.bank=49"]);
+        assert!(message.starts_with("probe.bank = 49: must be at least 50"), "{message}");
+        assert!(refused(&["eval.bank=19"]).starts_with("eval.bank = 19: must be at least 20"));
+        assert!(refused(&["eval.knn.neighbours=[1]", "eval.bank=9"]).starts_with("eval.bank = 9: must be at least 10"));
+        with(&["eval.knn.neighbours=[1]", "eval.bank=10", "probe.bank=20"]).check(Some(1000)).unwrap();
+    }
+
+    #[test]
+    fn lengths_in_epochs_are_found_wherever_they_stand() {
+        assert!(!with(&[]).counts_epochs());
+        let set = ["method.optimizer.warmup.epochs=2", "train.length.epochs=9", "train.checkpoint.every.epochs=1"];
+        for set in set {
+            assert!(with(&[set]).counts_epochs(), "{set}");
+        }
+    }
+
+    #[test]
+    fn a_preset_takes_the_place_of_the_quick_start() {
+        let set = vec!["preset=capi-vit-s".into(), "seed=4".into()];
+        let alone = resolve(&Sources { set, ..Sources::default() }).unwrap();
+        assert_eq!(with(&["preset=capi-vit-s", "seed=4"]), alone);
     }
 
     #[test]
