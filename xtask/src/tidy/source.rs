@@ -65,9 +65,8 @@ fn is_test(place: &str) -> bool {
 
 fn library_rules(place: &str, text: &str) -> Vec<Finding> {
     let kernels = place.starts_with("crates/kernels/");
-    let tests_from = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
     let mut findings = Vec::new();
-    for (number, line) in numbered(&text[..tests_from]) {
+    for (number, line) in numbered(&text[..start_of_tests(text)]) {
         let code = code_of(line);
         if ["println!", "eprintln!", "print!(", "eprint!(", "dbg!"].iter().any(|print| code.contains(print)) {
             findings.push(found(place, number, "a library does not print: use `tracing` or a sink".into()));
@@ -78,6 +77,13 @@ fn library_rules(place: &str, text: &str) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Where the tests of a file begin: at a test module with a body. One that lies in its own file ends nothing here.
+fn start_of_tests(text: &str) -> usize {
+    let has_body = |place: &usize| text[*place..].lines().nth(1).is_some_and(|line| line.contains('{'));
+    let modules = text.match_indices("#[cfg(test)]\nmod ").map(|(place, _)| place);
+    modules.into_iter().find(has_body).unwrap_or(text.len())
 }
 
 fn unsafe_rules(place: &str, text: &str) -> Vec<Finding> {
@@ -151,6 +157,7 @@ mod tests {
         only(LIBRARY, "//! B.\nfn f() { println!(\"x\") }\n", ":2: a library does not print");
         only(LIBRARY, "//! B.\nfn f() { dbg!(1); }\n", "does not print");
         assert!(messages(LIBRARY, "//! B.\n#[cfg(test)]\nmod tests { fn f() { println!() } }\n").is_empty());
+        only(LIBRARY, "//! B.\n#[cfg(test)]\nmod tests;\nfn f() { println!(\"x\") }\n", ":4: a library does not print");
         assert!(messages("bins/occlude/src/main.rs", "//! B.\nfn f() { println!() }\n").is_empty());
         assert!(messages(LIBRARY, "//! B.\n// println! is not used here\n").is_empty());
     }
