@@ -1,10 +1,13 @@
 //! Files that describe a run: its settings, and what ran where.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use occlude_checkpoint::RunDir;
-use occlude_config::RunConfig;
+use occlude_config::{RunConfig, is_setting};
 use occlude_trainer::{Event, Sink};
+use serde::Deserialize;
+use std::ffi::OsString;
 use std::io;
+use std::path::Path;
 
 /// Writes `config.toml` and `run.json` when a run starts, which is after a run of other settings was refused.
 pub(crate) struct Described {
@@ -15,12 +18,14 @@ pub(crate) struct Described {
 }
 
 impl Described {
-    pub(crate) fn new(dir: &RunDir, config: &RunConfig, fresh: bool) -> Result<Self> {
+    pub(crate) fn new(dir: &RunDir, config: &RunConfig, images: ImagesOfRun, fresh: bool) -> Result<Self> {
         let run = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "seed": config.seed,
             "device": config.device,
             "threads": config.threads.unwrap_or_else(cores),
+            "images": images.images,
+            "image_sets": images.image_sets,
             "command": command(),
             "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             "cpu": processor(),
@@ -40,24 +45,53 @@ impl Sink for Described {
         self.dir.write("config.toml", self.settings.as_bytes()).map_err(io::Error::other)?;
         self.dir.write("run.json", self.run.as_bytes()).map_err(io::Error::other)?;
         if self.fresh || *step == 0 {
-            for stale in [self.dir.summary_file(), self.dir.report_file()] {
-                match std::fs::remove_file(stale) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
+            [self.dir.summary_file(), self.dir.report_file()].iter().try_for_each(|stale| remove(stale))?;
         }
         Ok(())
     }
 }
 
-/// The command that was typed, less `--fresh`: the one that goes on with the run.
+/// What a run says about its images.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ImagesOfRun {
+    /// Training images.
+    pub(crate) images: usize,
+    /// How many there are of each split, and a fingerprint of each: a run goes on with the same ones only.
+    pub(crate) image_sets: String,
+}
+
+impl ImagesOfRun {
+    /// Reads `run.json`.
+    pub(crate) fn read(dir: &RunDir) -> Result<Self> {
+        let path = dir.run_file();
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        serde_json::from_slice(&bytes).with_context(|| path.display().to_string())
+    }
+}
+
+/// Removes a file that may be missing.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The command that was typed, less `--fresh`, after the settings it found in the environment: what goes on with the run.
 pub(crate) fn command() -> String {
-    let words = std::env::args().filter(|word| word != "--fresh").map(|word| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
-        if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
-    });
-    words.collect::<Vec<_>>().join(" ")
+    let text = |words: OsString| words.to_string_lossy().into_owned();
+    let variables = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
+    let mut variables: Vec<_> = variables.filter(|(name, _)| is_setting(name)).collect();
+    variables.sort();
+    let variables = variables.into_iter().map(|(name, value)| format!("{name}={}", quoted(value)));
+    let words = std::env::args_os().map(text).filter(|word| word != "--fresh").map(quoted);
+    variables.chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell reads it.
+fn quoted(word: String) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 fn cores() -> usize {

@@ -1,14 +1,16 @@
 //! Opening a run: its settings, its newest weights, its images.
 
 use crate::device;
+use crate::files::ImagesOfRun;
 use anyhow::{Context, Result, anyhow};
 use candle_core::{DType, Device};
 use occlude_checkpoint::{Checkpoint, RunDir};
-use occlude_config::{Run, RunConfig, Sources};
+use occlude_config::{LINEAR_PROBE_NEEDS, Run, RunConfig, Sources};
 use occlude_data::{Dataset, EvalTransform, Split};
-use occlude_eval::WeightsChoice;
+use occlude_eval::{WeightsChoice, choose};
 use occlude_methods::{Method, Weights};
 use occlude_random::Streams;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,7 +28,7 @@ pub(crate) struct Opened {
 pub(crate) fn threads(config: &RunConfig) -> Result<()> {
     occlude_kernels::memory::keep_freed();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(occlude_kernels::threads::init(config.threads.unwrap_or(cores))?)
+    Ok(occlude_kernels::threads::init(config.checked_threads()?.unwrap_or(cores))?)
 }
 
 /// The settings stored in a run directory, without those of the environment.
@@ -37,12 +39,19 @@ pub(crate) fn settings(dir: &RunDir) -> Result<RunConfig> {
     occlude_config::resolve(&sources).with_context(remedy)
 }
 
+/// Settings and images that decide what a run of `config` computes.
+pub(crate) fn identity(config: &RunConfig, images: &ImagesOfRun) -> BTreeMap<String, String> {
+    let mut identity = config.identity();
+    identity.insert("data.images".to_owned(), images.image_sets.clone());
+    identity
+}
+
 /// Opens `path`: the folder of a run (its newest whole checkpoint is taken) or one of its checkpoints.
 pub(crate) fn open(path: &Path) -> Result<Opened> {
     let (dir, chosen) = locate(path)?;
     let config = settings(&dir)?;
     threads(&config)?;
-    let run = config.check(None)?;
+    let run = config.check(Some(ImagesOfRun::read(&dir)?.images))?;
     let device = device::open(&run.device)?;
     let checkpoint = match chosen {
         Some(folder) => Checkpoint::open(folder)?,
@@ -55,9 +64,18 @@ pub(crate) fn open(path: &Path) -> Result<Opened> {
 
 /// The run directory of `path`, and the checkpoint if `path` is one.
 fn locate(path: &Path) -> Result<(RunDir, Option<PathBuf>)> {
-    let is_checkpoint = path.join("manifest.json").is_file();
-    let run = if is_checkpoint { path.ancestors().nth(2).unwrap_or(path) } else { path };
-    Ok((RunDir::open(run)?, is_checkpoint.then(|| path.to_owned())))
+    if !path.join("manifest.json").is_file() {
+        return Ok((RunDir::open(path)?, None));
+    }
+    Ok((run_around(path)?, Some(path.to_owned())))
+}
+
+/// The run that holds `folder` (a checkpoint or a stored step) two levels down, wherever one stands when naming it.
+pub(crate) fn run_around(folder: &Path) -> Result<RunDir> {
+    let shown = folder.display();
+    let whole = folder.canonicalize().with_context(|| shown.to_string())?;
+    let run = whole.ancestors().nth(2).with_context(|| format!("{shown}: not a folder inside a run"))?;
+    Ok(RunDir::open(run)?)
 }
 
 fn newest(dir: &RunDir, run: &Run) -> Result<Checkpoint> {
@@ -65,7 +83,7 @@ fn newest(dir: &RunDir, run: &Run) -> Result<Checkpoint> {
     found.checkpoint.ok_or_else(|| anyhow!("{}: no whole checkpoint; train the run first", dir.path().display()))
 }
 
-/// The method with the weights every run of this seed begins with.
+/// The method with the random weights of the run's seed: those it begins with, unless `--init-from` gave others.
 pub(crate) fn fresh(run: &Run, device: &Device) -> Result<Box<dyn Method>> {
     Ok(run.method.build(Streams::new(run.seed), DType::F32, device)?)
 }
@@ -97,18 +115,48 @@ impl Images {
         Ok(Self { train, test, transform })
     }
 
-    /// Why these images cannot be scored, if so: something held out, two classes, and as many images as neighbours vote.
+    /// What the run remembers of them.
+    pub(crate) fn described(&self) -> ImagesOfRun {
+        let told = |set: &dyn Dataset| format!("{} ({:016x})", set.len(), set.fingerprint());
+        let test = self.test.as_deref().map_or_else(|| "none".to_owned(), told);
+        let image_sets = format!("{} to train, {test} held out", told(&*self.train));
+        ImagesOfRun { images: self.train.len(), image_sets }
+    }
+
+    /// Why these images cannot be scored, if so: something held out, two classes, and as many labelled images as
+    /// neighbours vote and a linear probe needs.
     pub(crate) fn unfit_for_scores(&self, run: &Run) -> Option<String> {
         let voters = run.eval.knn.neighbours.last().copied().unwrap_or(1);
-        if self.test.is_none() {
+        let Some(test) = self.test.as_deref() else {
             return Some("no images are held out (data.source.test, data.source.holdout)".into());
-        }
+        };
         if self.train.classes().len() < 2 {
             return Some("images have no classes (folders inside the folder would be taken for classes)".into());
         }
-        let images = self.train.len();
-        (images < voters).then(|| format!("{images} images are fewer than the {voters} neighbours that vote"))
+        if labelled(test).is_empty() {
+            return Some("none of the held-out images has a class".into());
+        }
+        let (images, needed) = (labelled(&*self.train).len(), voters.max(LINEAR_PROBE_NEEDS));
+        (images < needed).then(|| {
+            format!("{images} training images have a class; neighbours that vote and the linear probe need {needed}")
+        })
     }
+}
+
+/// Indices of the images that have a class, ascending.
+fn labelled(dataset: &dyn Dataset) -> Vec<usize> {
+    (0..dataset.len()).filter(|index| dataset.label(*index).is_some()).collect()
+}
+
+/// [`choose`] among the images that have a class; where all have one, the same images.
+pub(crate) fn choose_labelled(
+    dataset: &dyn Dataset,
+    limit: Option<usize>,
+    streams: &Streams,
+    purpose: &str,
+) -> Vec<usize> {
+    let labelled = labelled(dataset);
+    choose(labelled.len(), limit, streams, purpose).into_iter().map(|place| labelled[place]).collect()
 }
 
 /// The weights meant, as a method knows them.

@@ -8,7 +8,7 @@ use occlude_config::Run;
 use occlude_data::{Dataset, EvalMode, Image};
 use occlude_eval::{FeatureRequest, PcaMaps, choose, cluster_gallery, features_of, neighbours, pca_maps};
 use occlude_masking::BatchMask;
-use occlude_methods::{CheckedMethod, Method};
+use occlude_methods::Method;
 use occlude_random::Streams;
 use occlude_report::{
     Cluster, MaskPicture, Neighbour, NeighbourRow, Part, PcaMap, PcaPicture, Picture, ReportData, draw,
@@ -33,7 +33,7 @@ pub(crate) struct Pictures<'a> {
     pub(crate) images: &'a Images,
     pub(crate) device: &'a Device,
     pub(crate) method: &'a dyn Method,
-    /// The same model before training.
+    /// The same model with random weights.
     pub(crate) random: &'a dyn Method,
 }
 
@@ -57,8 +57,8 @@ impl Pictures<'_> {
 
     /// Masks as the student gets them, drawn for the picture (stream `report/mask`).
     fn masks(&self) -> Result<Vec<MaskPicture>> {
-        let CheckedMethod::Capi(settings) = &self.run.method;
-        let (grid, streams) = (settings.encoder().grid(), Streams::new(self.run.seed));
+        let settings = &self.run.method;
+        let (grid, streams) = (settings.grid(), Streams::new(self.run.seed));
         let chosen = self.some(&*self.images.train, SHOWN, "report/masked");
         let stream = |image: usize| streams.stream("report/mask", 0, image as u64);
         let batch = BatchMask::draw(settings.masker(), grid, chosen.len(), settings.predicted(), stream)?;

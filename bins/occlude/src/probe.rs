@@ -1,8 +1,8 @@
 //! k-NN on a held-out split while a run trains.
 
-use crate::open::{Images, weights};
+use crate::open::{Images, choose_labelled, weights};
 use candle_core::Device;
-use occlude_eval::{FeatureRequest, KnnSettings, Probe as Settings, choose, features_of, knn};
+use occlude_eval::{FeatureRequest, KnnSettings, Probe as Settings, features_of, knn};
 use occlude_methods::Method;
 use occlude_random::Streams;
 use occlude_trainer::Probe;
@@ -36,7 +36,7 @@ impl Probe for KnnProbe {
         let extractor = method.extractor(weights(self.settings.weights));
         let transform = &self.images.transform;
         let features = |dataset: &dyn occlude_data::Dataset, limit, purpose| {
-            let indices = choose(dataset.len(), Some(limit), &self.streams, purpose);
+            let indices = choose_labelled(dataset, Some(limit), &self.streams, purpose);
             let poolings = vec![self.settings.pooling];
             let request = FeatureRequest { indices, batch: BATCH, poolings, device: self.device.clone() };
             features_of(&*extractor, dataset, transform, &request, &mut |_, _| {}).map(|mut sets| sets.swap_remove(0))

@@ -1,24 +1,38 @@
 //! The report of a run: curves from its files, scores from its summary, pictures from its weights.
 
 use crate::pictures::Pictures;
+use crate::scores::pooling_name;
 use anyhow::{Context, Result};
-use occlude_checkpoint::RunDir;
+use occlude_checkpoint::{Checkpoint, RunDir};
 use occlude_config::RunConfig;
+use occlude_eval::Pooling;
 use occlude_methods::{MethodConfig, capi::LossKind};
 use occlude_report::{Chart, Curve, Fact, Highlight, ReportData, Score};
 use occlude_trainer::{ProbeRow, StepRow, Summary};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+
+/// The numbers of a run as of `checkpoint`: its summary, or, where a kill came before that was written, what the
+/// checkpoint itself knows.
+pub(crate) fn summary(dir: &RunDir, checkpoint: &Checkpoint) -> Result<Summary> {
+    let path = dir.summary_file();
+    match Summary::read(&path) {
+        Ok(summary) if summary.steps == checkpoint.step() => Ok(summary),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
+        _ => Ok(Summary::of_checkpoint(checkpoint)?),
+    }
+}
 
 /// Makes the page and writes it into the run.
-pub(crate) fn write(dir: &RunDir, config: &RunConfig, pictures: &Pictures<'_>) -> Result<()> {
-    let summary = Summary::read(&dir.summary_file()).unwrap_or_default();
+pub(crate) fn write(dir: &RunDir, config: &RunConfig, summary: &Summary, pictures: &Pictures<'_>) -> Result<()> {
+    let whole = dir.path().canonicalize().unwrap_or_else(|_| dir.path().to_owned());
     let mut data = ReportData {
-        title: dir.path().file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
+        title: whole.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
         summary: sentence(config),
-        highlights: highlights(&summary),
-        scores: scores(&summary).into(),
-        charts: charts(dir, config, &summary)?.into(),
-        facts: facts(dir, &summary),
+        highlights: highlights(summary),
+        scores: scores(config, summary).into(),
+        charts: charts(dir, config, summary)?.into(),
+        facts: facts(dir, summary),
         settings: config.to_toml()?,
         ..ReportData::default()
     };
@@ -28,16 +42,8 @@ pub(crate) fn write(dir: &RunDir, config: &RunConfig, pictures: &Pictures<'_>) -
 }
 
 fn sentence(config: &RunConfig) -> String {
-    let MethodConfig::Capi(capi) = &config.method;
-    let (encoder, crop) = (&capi.encoder, config.data.crop.size);
-    format!(
-        "CAPI: an encoder of {} blocks, {} wide, on {} at {crop} x {crop} pixels in patches of {}; {:.0} % hidden.",
-        encoder.depth,
-        encoder.dim,
-        config.data.source.path,
-        encoder.patch,
-        100.0 * capi.mask.ratio
-    )
+    let (method, path, side) = (config.method.describe(), &config.data.source.path, config.data.crop.size);
+    format!("{method}; on {path} at {side} x {side} pixels.")
 }
 
 fn highlights(summary: &Summary) -> Vec<Highlight> {
@@ -60,13 +66,21 @@ fn highlights(summary: &Summary) -> Vec<Highlight> {
     shown
 }
 
-fn scores(summary: &Summary) -> Vec<Score> {
-    let own = [("k-NN", summary.knn, "average pooling"), ("linear probe", summary.linear, "average pooling")];
-    let predictor = summary.scores.get("knn_global").copied();
-    let own = own.into_iter().chain([("k-NN", predictor, "predictor pooling")]);
-    let own = own.filter_map(|(name, percent, note)| Some(Score::of(name, percent?, note)));
+/// Scores at the end, by the poolings of the settings; of a run that has none yet, the last one of its probe.
+fn scores(config: &RunConfig, summary: &Summary) -> Vec<Score> {
+    let note = |pooling: Pooling| format!("{} pooling", pooling_name(pooling));
+    let poolings = &config.eval.poolings;
+    let knn = |pooling: &Pooling| Some((*pooling, *summary.scores.get(&format!("knn_{}", pooling.name()))?));
+    let mut own: Vec<Score> =
+        poolings.iter().filter_map(knn).map(|(pooling, percent)| Score::of("k-NN", percent, note(pooling))).collect();
+    if own.is_empty() {
+        own.extend(summary.knn.map(|percent| Score::of("k-NN while training", percent, note(config.probe.pooling))));
+    }
+    let linear = summary.linear.zip(poolings.first());
+    own.extend(linear.map(|(percent, pooling)| Score::of("linear probe", percent, note(*pooling))));
     let levels = [("k-NN, raw pixels", summary.knn_pixels), ("k-NN, random weights", summary.knn_random_weights)];
-    own.chain(levels.into_iter().filter_map(|(name, percent)| Some(Score::baseline(name, percent?, "")))).collect()
+    own.extend(levels.into_iter().filter_map(|(name, percent)| Some(Score::baseline(name, percent?, ""))));
+    own
 }
 
 /// Rows of `metrics.jsonl`.
@@ -94,7 +108,9 @@ fn charts(dir: &RunDir, config: &RunConfig, summary: &Summary) -> Result<Vec<Cha
     let losses = series(&steps, |row| &row.losses.0);
     let mut charts = Vec::new();
     if !knn.is_empty() {
-        charts.push(Chart::knn(knn, summary.knn_pixels, summary.knn_random_weights));
+        let mut chart = Chart::knn(knn, summary.knn_pixels, summary.knn_random_weights);
+        chart.caption = format!("{} {}", chart.caption, banks(config));
+        charts.push(chart);
     }
     if let Some(points) = losses.get("prediction") {
         let MethodConfig::Capi(capi) = &config.method;
@@ -105,12 +121,20 @@ fn charts(dir: &RunDir, config: &RunConfig, summary: &Summary) -> Result<Vec<Cha
         charts.push(Chart::clustering_loss(points.clone()));
     }
     if let Some(points) = series(&steps, |row| &row.metrics.0).get("target_entropy") {
-        let MethodConfig::Capi(capi) = &config.method;
-        charts.push(Chart::target_entropy(points.clone(), Some((capi.clustering.prototypes as f64).ln())));
+        charts.push(Chart::target_entropy(points.clone(), config.method.prototypes().map(|count| (count as f64).ln())));
     }
     let rates = series(&steps, |row| &row.lr.0).into_iter().map(|(name, points)| Curve::new(name, points));
     charts.push(Chart::learning_rates(rates.collect()));
     Ok(charts)
+}
+
+/// Among how many images neighbours are looked for: fewer make a lower score, so the curve may end below the table.
+fn banks(config: &RunConfig) -> String {
+    let eval = config.eval.bank.map_or_else(|| "all".to_owned(), |bank| format!("at most {bank}"));
+    format!(
+        "The curve looks for neighbours among at most {} training images, the scores of the table among {eval}.",
+        config.probe.bank
+    )
 }
 
 /// Points over steps by name.

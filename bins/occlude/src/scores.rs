@@ -1,13 +1,13 @@
 //! Scores of a frozen model beside those it has to beat, all on the same images.
 
-use crate::open::{Images, fresh, weights};
+use crate::open::{Images, choose_labelled, fresh, weights};
 use anyhow::{Result, bail};
 use candle_core::Device;
 use occlude_config::Run;
 use occlude_data::Dataset;
 use occlude_eval::{
-    FeatureRequest, FeatureSet, KnnReport, LinearReport, PixelForm, Pooling, Vote, WeightsChoice, choose, features_of,
-    knn, linear_probe, pixel_features,
+    FeatureRequest, FeatureSet, KnnReport, LinearReport, PixelForm, Pooling, Vote, WeightsChoice, features_of, knn,
+    linear_probe, pixel_features,
 };
 use occlude_methods::Method;
 use occlude_random::Streams;
@@ -41,7 +41,7 @@ pub(crate) struct Scoring<'a> {
 }
 
 impl Scoring<'_> {
-    /// k-NN and linear probe of `method`, k-NN of the same model before training and of raw pixels. `progress` is told
+    /// k-NN and linear probe of `method`, k-NN of the same model with random weights and of raw pixels. `progress` is told
     /// what is being done.
     pub(crate) fn of(&self, method: &dyn Method, progress: &dyn Fn(&str)) -> Result<Scores> {
         if let Some(why) = self.images.unfit_for_scores(self.run) {
@@ -66,22 +66,22 @@ impl Scoring<'_> {
         Ok(Scores { weights: self.weights, knn: scored, linear, random: self.random()?, pixels: self.pixels()? })
     }
 
-    /// k-NN of the same model with the weights it began with, average pooling.
+    /// k-NN of the same model with random weights, by the first pooling of the settings: the one of `knn`.
     fn random(&self) -> Result<KnnReport> {
         let Some(test) = &self.images.test else { bail!("nothing is held out") };
         let method = fresh(self.run, self.device)?;
         let extractor = method.extractor(weights(self.weights));
         let settings = &self.run.eval;
-        let one = [Pooling::Average];
-        let bank = self.features(&*extractor, &*self.images.train, settings.bank, "eval/bank", &one)?;
-        let test = self.features(&*extractor, &**test, settings.test, "eval/test", &one)?;
+        let one = &settings.poolings[..1];
+        let bank = self.features(&*extractor, &*self.images.train, settings.bank, "eval/bank", one)?;
+        let test = self.features(&*extractor, &**test, settings.test, "eval/test", one)?;
         Ok(knn(&bank[0], &test[0], &settings.knn)?)
     }
 
     fn pixels(&self) -> Result<KnnReport> {
         let Some(test) = &self.images.test else { bail!("nothing is held out") };
         let pixels = |dataset: &dyn Dataset, limit, purpose| {
-            let indices = choose(dataset.len(), limit, &self.streams(), purpose);
+            let indices = choose_labelled(dataset, limit, &self.streams(), purpose);
             pixel_features(dataset, &self.images.transform, &indices, self.pixel_form())
         };
         let bank = pixels(&*self.images.train, self.run.eval.bank, "eval/bank")?;
@@ -107,7 +107,7 @@ impl Scoring<'_> {
         purpose: &str,
         poolings: &[Pooling],
     ) -> Result<Vec<FeatureSet>> {
-        let indices = choose(dataset.len(), limit, &self.streams(), purpose);
+        let indices = choose_labelled(dataset, limit, &self.streams(), purpose);
         let (batch, poolings, device) = (self.run.eval.batch, poolings.to_vec(), self.device.clone());
         let request = FeatureRequest { indices, batch, poolings, device };
         Ok(features_of(extractor, dataset, &self.images.transform, &request, &mut |_, _| {})?)
@@ -158,7 +158,8 @@ impl Scores {
     }
 }
 
-fn pooling_name(pooling: Pooling) -> &'static str {
+/// What people call it.
+pub(crate) fn pooling_name(pooling: Pooling) -> &'static str {
     match pooling {
         Pooling::Average => "average",
         Pooling::Global => "predictor",

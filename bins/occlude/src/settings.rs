@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Where settings come from.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ConfigArgs {
-    /// Config file; without one, the built-in quick start.
+    /// Config file; without one, the built-in quick start (or the preset that `--set preset=NAME` names).
     pub(crate) config: Option<PathBuf>,
     /// Change one setting; may be repeated. Values are TOML, words need no quotes.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -31,9 +31,11 @@ impl ConfigArgs {
         Ok(occlude_config::resolve(&sources)?)
     }
 
-    /// What the run is called: the name of its config.
-    pub(crate) fn name(&self) -> String {
-        let stem = self.config.as_deref().and_then(|path| path.file_stem());
-        stem.map_or_else(|| "quickstart".to_owned(), |stem| stem.to_string_lossy().into_owned())
+    /// What the run of these settings, read as `config`, is called: the name of its file, else of its preset.
+    pub(crate) fn name(&self, config: &RunConfig) -> String {
+        match self.config.as_deref().and_then(|path| path.file_stem()) {
+            Some(stem) => stem.to_string_lossy().into_owned(),
+            None => config.preset.clone().unwrap_or_else(|| "quickstart".to_owned()),
+        }
     }
 }

@@ -6,12 +6,14 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use occlude_checkpoint::write_tensors;
+use occlude_config::Run;
 use occlude_data::{Dataset, EvalTransform, SourceConfig, Split};
 use occlude_eval::write::{self, Format};
 use occlude_eval::{FeatureRequest, Pooling, features_of};
 use occlude_kernels::StateDict;
 use occlude_vit::Extractor;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Write the features of images to a file: npy, safetensors or Parquet, by the ending of its name.
 #[derive(Args)]
@@ -25,9 +27,9 @@ pub(crate) struct Features {
     /// Images: a folder, tar shards, a CIFAR or IDX set; without it, those of the run.
     #[arg(long)]
     data: Option<String>,
-    /// Which half of the run's own images.
-    #[arg(long, default_value = "train", conflicts_with = "data")]
-    split: Half,
+    /// Which half of the images, where they are split; without it, `train`.
+    #[arg(long)]
+    split: Option<Half>,
     /// File to write: `.npy`, `.safetensors` or `.parquet`.
     #[arg(long)]
     out: PathBuf,
@@ -48,9 +50,9 @@ pub(crate) struct Features {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Half {
-    /// What was learned from.
+    /// The training split.
     Train,
-    /// What was held out.
+    /// The split that is held out.
     Test,
 }
 
@@ -68,15 +70,7 @@ impl Features {
     pub(crate) fn run(self) -> Result<()> {
         let format = Format::of(&self.out)?;
         let opened = open::open(&self.run)?;
-        let split = if matches!(self.split, Half::Train) { Split::Train } else { Split::Test };
-        let dataset = match &self.data {
-            // All of a folder that was named, not nine tenths of it.
-            Some(path) => {
-                let source = SourceConfig { path: path.clone(), holdout: 0.0, ..SourceConfig::default() };
-                occlude_data::open(&source.check()?, Split::Train)?
-            }
-            None => occlude_data::open(&opened.run.source, split)?,
-        };
+        let dataset = self.images(&opened.run)?;
         let transform = opened.run.crop.eval_transform(opened.run.eval_mode)?;
         let images: Vec<usize> = (0..self.limit.unwrap_or(usize::MAX).min(dataset.len())).collect();
         let request = FeatureRequest {
@@ -100,6 +94,20 @@ impl Features {
             println!("{}: images and tokens", path.display());
         }
         Ok(())
+    }
+
+    fn images(&self, run: &Run) -> Result<Arc<dyn Dataset>> {
+        let split = if matches!(self.split, Some(Half::Test)) { Split::Test } else { Split::Train };
+        let Some(path) = &self.data else { return Ok(occlude_data::open(&run.source, split)?) };
+        // All of a folder that was named, not nine tenths of it.
+        let source = SourceConfig { path: path.clone(), holdout: 0.0, ..SourceConfig::default() }.check()?;
+        let images = occlude_data::open(&source, split)?;
+        if self.split.is_none()
+            && let Ok(test) = occlude_data::open(&source, Split::Test)
+        {
+            tracing::warn!("{path}: holds {} test images too; `--split test` writes those", test.len());
+        }
+        Ok(images)
     }
 
     fn pooling(&self) -> Pooling {

@@ -1,9 +1,9 @@
 //! `occlude replay`: runs a step that went wrong again.
 
+use crate::files::ImagesOfRun;
 use crate::{device, open};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use occlude_checkpoint::RunDir;
 use std::path::PathBuf;
 
 /// Run a stored step again: the one whose loss or gradient was not finite.
@@ -17,17 +17,13 @@ pub(crate) struct Replay {
 
 impl Replay {
     pub(crate) fn run(self) -> Result<()> {
-        let run = self
-            .bundle
-            .ancestors()
-            .nth(2)
-            .with_context(|| format!("{}: not a folder `replay/step-...` inside a run", self.bundle.display()))?;
-        let config = open::settings(&RunDir::open(run)?)?;
+        let dir = open::run_around(&self.bundle)?;
+        let (config, images) = (open::settings(&dir)?, ImagesOfRun::read(&dir)?);
         open::threads(&config)?;
-        let run = config.check(None)?;
+        let run = config.check(Some(images.images))?;
         let device = device::open(&run.device)?;
         let mut method = open::fresh(&run, &device)?;
-        let replay = occlude_trainer::replay(&self.bundle, &mut *method, &device)?;
+        let replay = occlude_trainer::replay(&self.bundle, &open::identity(&config, &images), &mut *method, &device)?;
         println!(
             "step {} of seed {}, {} images; stored because of {}",
             replay.step,

@@ -23,7 +23,8 @@ impl Report {
         let random = open::fresh(&opened.run, &opened.device)?;
         let (run, device) = (&opened.run, &opened.device);
         let pictures = Pictures { run, images: &images, device, method: &*opened.method, random: &*random };
-        report::write(&opened.dir, &opened.config, &pictures)?;
+        let summary = report::summary(&opened.dir, &opened.checkpoint)?;
+        report::write(&opened.dir, &opened.config, &summary, &pictures)?;
         println!("{}", opened.dir.report_file().display());
         Ok(())
     }

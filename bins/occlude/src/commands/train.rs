@@ -1,10 +1,11 @@
 //! `occlude train`: trains a run, or goes on with it.
 
+use crate::log::one_line;
 use crate::open::{self, Images};
 use crate::pause::Pause;
 use crate::pictures::Pictures;
 use crate::probe::KnnProbe;
-use crate::scores::{self, Scoring};
+use crate::scores::{self, Scores, Scoring};
 use crate::settings::ConfigArgs;
 use crate::{device, files, report};
 use anyhow::{Context, Result};
@@ -18,6 +19,7 @@ use occlude_data::{Loader, Split};
 use occlude_methods::Method;
 use occlude_random::Streams;
 use occlude_trainer::{End, MetricsSink, Outcome, ProgressSink, Stop, Summary, TensorBoardSink, TimingSink, Trainer};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +55,8 @@ impl Train {
         }
         open::threads(&config)?;
         let prepared = Prepared::new(config)?;
-        let out = self.out.clone().unwrap_or_else(|| Path::new("runs").join(self.settings.name()));
+        let named = || Path::new("runs").join(self.settings.name(&prepared.config));
+        let out = self.out.clone().unwrap_or_else(named);
         let dir = RunDir::create(out)?;
         let _lock = dir.lock()?;
         let mut method = prepared.method(&dir, self.fresh)?;
@@ -72,11 +75,15 @@ struct Prepared {
 
 impl Prepared {
     fn new(config: RunConfig) -> Result<Self> {
-        // Opening a large data set takes time; a mistake in the settings should not have to wait for it.
-        let quiet = tracing::subscriber::NoSubscriber::new();
-        let early = tracing::subscriber::with_default(quiet, || config.check(None))?;
-        let device = device::open(&early.device)?;
-        let train = occlude_data::open(&early.source, Split::Train)?;
+        // Opening a large data set takes time; a mistake in the settings should not have to wait for it. What an epoch
+        // allows is known only then.
+        if !config.counts_epochs() {
+            let quiet = tracing::subscriber::NoSubscriber::new();
+            tracing::subscriber::with_default(quiet, || config.check(None))?;
+        }
+        let device = device::open(&config.device)?;
+        let source = config.data.source.check().map_err(|error| error.inside("data.source"))?;
+        let train = occlude_data::open(&source, Split::Train)?;
         let run = config.check(Some(train.len()))?;
         let images = Images::around(&run, train)?;
         Ok(Self { config, run, device, images })
@@ -90,8 +97,14 @@ impl Prepared {
             let file = Path::new(file);
             let student = capi::read(file, &method.state(), Model::Student, Scope::All)?;
             let both = capi::read(file, &student.state, Model::Average, Scope::All)?;
-            if !both.missing.is_empty() {
-                tracing::warn!("{}: {} tensors are missing and stay random", file.display(), both.missing.len());
+            let told = [
+                (&both.missing, "the model are missing in the file and stay random"),
+                (&both.ignored, "the file are unused"),
+            ];
+            for (names, what) in told {
+                if let Some(first) = names.first() {
+                    tracing::warn!("{}: {} tensors of {what}, the first: {first}", file.display(), names.len());
+                }
             }
             method.load(&both.state).with_context(|| file.display().to_string())?;
         }
@@ -101,16 +114,18 @@ impl Prepared {
     fn train(&self, dir: &RunDir, method: &mut dyn Method, fresh: bool) -> Result<Outcome> {
         let streams = Streams::new(self.run.seed);
         let mut trainer = Trainer::new(dir, self.run.training.clone(), streams, self.device.clone());
-        trainer.identity = self.config.identity();
+        let images = self.images.described();
+        trainer.identity = open::identity(&self.config, &images);
         trainer.fresh = fresh;
-        trainer.stop = Stop::on_signals()?;
+        let stop = Stop::on_signals()?;
+        trainer.stop = stop.clone();
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         crate::log::above(Some(bar.clone()));
         trainer.sinks = vec![
-            Box::new(files::Described::new(dir, &self.config, fresh)?),
-            Box::new(MetricsSink::open(&dir.metrics_file())?),
-            Box::new(TimingSink::open(&dir.timing_file())?),
-            Box::new(TensorBoardSink::open(dir.path())?),
+            Box::new(files::Described::new(dir, &self.config, images, fresh)?),
+            Box::new(opened(&dir.metrics_file(), MetricsSink::open)?),
+            Box::new(opened(&dir.timing_file(), TimingSink::open)?),
+            Box::new(opened(dir.path(), TensorBoardSink::open)?),
             Box::new(ProgressSink::new(bar, Duration::from_secs(10))),
         ];
         if let Some(pause) = Pause::from_environment() {
@@ -125,7 +140,10 @@ impl Prepared {
         };
         let done = trainer.run(method, batches);
         crate::log::above(None);
-        Ok(done?)
+        // What follows is short and can be done again: from here a signal ends the program.
+        stop.release();
+        let done = done?;
+        Ok(if stop.requested() { Outcome { end: End::Interrupted, ..done } } else { done })
     }
 
     fn probe(&self) -> Option<Box<dyn occlude_trainer::Probe>> {
@@ -146,7 +164,7 @@ impl Prepared {
         }))
     }
 
-    /// Scores, summary, report, and what to do next.
+    /// Summary, scores, report, and what to do next. A run counts as finished when its report is there.
     fn finish(&self, dir: &RunDir, method: &dyn Method, done: Outcome) -> Result<()> {
         let mut summary = done.summary;
         let stored = Summary::read(&dir.summary_file()).ok().filter(|stored| stored.finished);
@@ -159,20 +177,36 @@ impl Prepared {
             println!("{}: already finished after {} steps; --fresh trains again", dir.path().display(), done.step);
             return Ok(());
         }
-        if self.images.unfit_for_scores(&self.run).is_none() {
-            let weights = self.run.eval.weights;
-            let scoring = Scoring { run: &self.run, images: &self.images, device: &self.device, weights };
-            let scores = scoring.of(method, &|doing| tracing::info!("scoring: {doing}"))?;
+        files::remove(&dir.report_file()).with_context(|| dir.report_file().display().to_string())?;
+        summary.write(&dir.summary_file())?;
+        let scores = self.scores(method)?;
+        if let Some(scores) = &scores {
             scores.enter(&mut summary);
-            scores::print(&scores.rows());
+            summary.write(&dir.summary_file())?;
         }
-        // The report reads it; it says "finished" only when the report is there as well.
         let random = open::fresh(&self.run, &self.device)?;
         let (run, images, device) = (&self.run, &self.images, &self.device);
-        summary.write(&dir.summary_file())?;
-        report::write(dir, &self.config, &Pictures { run, images, device, method, random: &*random })?;
+        report::write(dir, &self.config, &summary, &Pictures { run, images, device, method, random: &*random })?;
+        if let Some(scores) = &scores {
+            scores::print(&scores.rows());
+        }
         self.tell(dir, &summary, &done.checkpoint);
         Ok(())
+    }
+
+    /// Scores of the trained model; `None` where there are none to be had, after a warning if they should have been.
+    fn scores(&self, method: &dyn Method) -> Result<Option<Scores>> {
+        if let Some(pause) = Pause::from_environment() {
+            pause.at("scoring")?;
+        }
+        if self.images.unfit_for_scores(&self.run).is_some() {
+            return Ok(None);
+        }
+        let weights = self.run.eval.weights;
+        let scoring = Scoring { run: &self.run, images: &self.images, device: &self.device, weights };
+        let scores = scoring.of(method, &|doing| tracing::info!("scoring: {doing}"));
+        // The run is trained and saved; `occlude eval` can score it later.
+        Ok(scores.inspect_err(|error| tracing::warn!("no scores: {}", one_line(error))).ok())
     }
 
     fn tell(&self, dir: &RunDir, summary: &Summary, checkpoint: &Path) {
@@ -188,4 +222,9 @@ impl Prepared {
         println!("  summary      {}", dir.summary_file().display());
         println!("  weights      occlude export {} --layout capi --out weights.safetensors", dir.path().display());
     }
+}
+
+/// A sink that writes to `path`, which the error names.
+fn opened<S>(path: &Path, open: impl Fn(&Path) -> io::Result<S>) -> Result<S> {
+    open(path).with_context(|| path.display().to_string())
 }
