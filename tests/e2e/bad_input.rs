@@ -34,7 +34,11 @@ fn a_truncated_picture_is_counted_and_named_and_training_goes_on() {
     cut(&lab, "images/a/cut.jpg");
     let source = "--set data.source.path=images --set data.loader.max_corrupt_share=0.5";
     let outcome = lab.occlude(&format!("train tiny.toml --out run {source}")).succeeds();
-    assert!(outcome.said().contains("cut.jpg"), "{}", outcome.report());
+    let said = outcome.said();
+    assert!(said.contains("unreadable image left out") && said.contains("cut.jpg"), "{}", outcome.report());
+    let timing = lab.text("run/timing.jsonl");
+    let last: serde_json::Value = serde_json::from_str(timing.lines().last().unwrap()).unwrap();
+    assert_eq!(last["corrupt"], 1, "{timing}");
 }
 
 #[test]
@@ -97,6 +101,34 @@ fn a_run_of_another_config_is_left_alone() {
     let change = "--set method.encoder.depth=3";
     refused(&lab, change, &["method.encoder.depth", "--fresh", "--out"]);
     assert_eq!(lab.weights("run"), before, "nothing is lost");
+}
+
+#[test]
+fn a_run_of_other_images_is_left_alone() {
+    let lab = Lab::new().images(40);
+    let source = "--set data.source.path=images";
+    lab.occlude(&format!("train tiny.toml --out run {source}")).succeeds();
+    let before = lab.weights("run");
+    speckles(&lab.path("images/a/new.png"), 24, 99);
+    refused(&lab, source, &["data.images (was 36 ", "now 37 ", "--fresh", "--out"]);
+    assert_eq!(lab.weights("run"), before, "nothing is lost");
+}
+
+#[test]
+fn classes_of_a_few_images_are_no_reason_to_stop() {
+    let lab = Lab::new();
+    for n in 0..60 {
+        let class = ["a", "b"][n as usize % 2];
+        let folder =
+            if n < 44 { "train".to_owned() } else { format!("{}/{class}", if n < 56 { "train" } else { "val" }) };
+        speckles(&lab.path(&format!("images/{folder}/{n}.png")), 24, n);
+    }
+    // Twelve of 56 training images have a class: too few for twenty neighbours, enough for five.
+    let train = "train tiny.toml --set data.source.path=images";
+    let few = lab.occlude(&format!("{train} --out few")).succeeds();
+    assert!(few.said().contains("no scores for this run: 12 training images have a class"), "{}", few.report());
+    let enough = lab.occlude(&format!("{train} --out enough --set eval.knn.neighbours=[1,5]")).succeeds();
+    assert!(enough.stdout.contains("against 12 images"), "{}", enough.report());
 }
 
 #[test]

@@ -25,6 +25,25 @@ fn later_layers_win() {
 }
 
 #[test]
+fn a_preset_needs_no_file() {
+    let shown = Lab::new().occlude("config show --set preset=capi-vit-s").succeeds().stdout;
+    assert!(shown.contains("batch = 16384") && shown.contains("dim = 384"), "{shown}");
+}
+
+#[test]
+fn a_length_in_epochs_waits_for_the_images() {
+    let lab = Lab::new();
+    // Ten epochs of 64 images fit into the run; ten of the 50,000 images assumed without looking do not.
+    let set = "--set train.length.steps=100 --set method.optimizer.warmup.epochs=10 --set train.batch=64";
+    lab.occlude(&format!("train tiny.toml --out run {set}")).succeeds();
+    lab.occlude("report run").succeeds();
+    let text = lab.occlude(&format!("config show tiny.toml {set}")).succeeds().stdout;
+    lab.write("epochs.toml", text);
+    let outcome = lab.occlude("config check epochs.toml").output();
+    assert!(outcome.said().contains("taking an epoch for 50000 images"), "{}", outcome.report());
+}
+
+#[test]
 fn check_names_every_bad_file_and_fails() {
     let lab = Lab::new();
     lab.occlude("config check tiny.toml").succeeds();

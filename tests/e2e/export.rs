@@ -34,6 +34,8 @@ fn official_names_make_the_round_trip() {
     lab.occlude(&format!("train tiny.toml --out again --init-from official.safetensors {still}")).succeeds();
     lab.occlude("export again --layout capi --out again.safetensors").succeeds();
     assert_equal(&exported, &weights(&lab, "again.safetensors"));
+    lab.occlude("export again --layout capi --weights student --out student.safetensors").succeeds();
+    assert_equal(&exported, &weights(&lab, "student.safetensors"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Features of a folder in three formats, and scores of a finished run.
 
-use occlude_e2e::Lab;
+use occlude_e2e::{Lab, speckles};
 
 fn trained() -> Lab {
     let lab = Lab::new().images(10);
@@ -33,8 +33,26 @@ fn eval_scores_a_run_and_a_checkpoint() {
             assert!(outcome.stdout.contains(row), "{row}: {}", outcome.report());
         }
     }
+    for (folder, target) in [("run", format!("checkpoints/{newest}")), ("run/checkpoints", newest), ("run", ".".into())]
+    {
+        lab.occlude(&format!("eval {target}")).inside(folder).succeeds();
+    }
     let student = lab.occlude("eval run --weights student").succeeds();
     assert!(student.stdout.contains("student"), "{}", student.report());
+}
+
+#[test]
+fn a_split_folder_is_not_cut_in_half_without_a_word() {
+    let lab = trained();
+    for n in 0..5 {
+        let split = if n < 3 { "train" } else { "val" };
+        speckles(&lab.path(&format!("both/{split}/a/{n}.png")), 24, n);
+        speckles(&lab.path(&format!("both/{split}/b/{n}.png")), 24, 10 + n);
+    }
+    let default = lab.occlude("features run --data both --out train.npy").succeeds();
+    assert!(default.stderr.contains("4 test images") && default.stdout.contains("6 images"), "{}", default.report());
+    let test = lab.occlude("features run --data both --split test --out test.npy").succeeds();
+    assert!(test.stdout.contains("4 images") && !test.stderr.contains("WARN"), "{}", test.report());
 }
 
 #[test]

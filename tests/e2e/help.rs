@@ -16,6 +16,35 @@ fn every_command_shows_examples() {
     }
 }
 
+/// Examples of a command: the lines of its help that begin with it, less what they say beside it.
+fn examples(help: &str, command: &str) -> Vec<String> {
+    let start = format!("  occlude {command} ");
+    let lines = help.lines().filter(|line| line.starts_with(&start));
+    lines.map(|line| line.trim().split("   ").next().unwrap().trim_start_matches("occlude ").to_owned()).collect()
+}
+
+#[test]
+fn examples_about_settings_run_as_they_stand() {
+    let lab = Lab::new();
+    lab.write("my.toml", "seed = 1\n");
+    let help = lab.occlude("config --help").succeeds().stdout;
+    let examples = examples(&help, "config");
+    assert_eq!(examples.len(), 4, "{help}");
+    for example in examples {
+        // No shell here to find files for a star.
+        lab.occlude(&example.replace("configs/capi/*.toml", "tiny.toml")).succeeds();
+    }
+}
+
+#[test]
+fn examples_name_checkpoints_that_the_quick_start_writes() {
+    let lab = Lab::new();
+    let shown = lab.occlude("config show").succeeds().stdout;
+    let last = lab.occlude("eval --help").succeeds().stdout;
+    let named = last.split("checkpoints/step-").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
+    assert!(shown.contains(&format!("steps = {}", named.trim_start_matches('0'))), "{named}: {shown}");
+}
+
 #[test]
 fn a_wrong_command_line_is_exit_code_2() {
     let lab = Lab::new();

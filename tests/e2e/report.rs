@@ -54,3 +54,24 @@ fn a_report_is_made_again_on_demand() {
     lab.occlude("report run").succeeds();
     assert!(lab.text("run/report.html").starts_with("<!"), "{}", lab.tree());
 }
+
+#[test]
+fn a_report_of_a_killed_run_knows_its_steps() {
+    let lab = Lab::new();
+    lab.occlude("train tiny.toml --out run").paused_at("step:7").kill();
+    lab.occlude("report run").succeeds();
+    let page = lab.text("run/report.html");
+    assert!(page.contains("6 steps") && page.contains("k-NN while training"), "{page}");
+    lab.write("run/summary.json", "{");
+    let error = lab.occlude("report run").refuses();
+    assert!(error.contains("summary.json"), "{error}");
+}
+
+#[test]
+fn scores_carry_the_pooling_of_the_settings() {
+    let lab = Lab::new();
+    lab.occlude("train tiny.toml --out run --set eval.poolings=[\"global\",\"average\"]").succeeds();
+    let page = lab.text("run/report.html");
+    let (first, second) = (page.find("predictor pooling").unwrap(), page.find("average pooling").unwrap());
+    assert!(first < second, "{first} {second}");
+}

@@ -92,6 +92,46 @@ fn a_polite_stop_saves_and_says_how_to_go_on() {
 }
 
 #[test]
+fn a_stop_while_scoring_ends_the_program_and_the_next_start_scores() {
+    let lab = Lab::new();
+    for signal in ["TERM", "INT"] {
+        let out = format!("stopped-{signal}");
+        let stopped = lab.occlude(&format!("{TRAIN} {out}")).paused_at("scoring").signal(signal);
+        assert_eq!(stopped.code, None, "ended by the signal\n{}", stopped.report());
+        assert!(!lab.path(&format!("{out}/report.html")).exists(), "{}", lab.tree());
+        let again = lab.occlude(&format!("{TRAIN} {out}")).succeeds();
+        assert!(again.stdout.contains("linear probe") && !again.said().contains("already"), "{}", again.report());
+        assert!(lab.text(&format!("{out}/summary.json")).contains("\"linear\""));
+    }
+}
+
+#[test]
+fn the_command_to_go_on_with_names_settings_of_the_environment() {
+    let lab = Lab::new();
+    let run =
+        lab.occlude(&format!("{TRAIN} run")).env("OCCLUDE_SEED", "8").env("OCCLUDE_TRAIN__LENGTH", "{ steps = 9 }");
+    let stopped = run.paused_at("step:5").signal("TERM");
+    let settings = "go on with: OCCLUDE_SEED=8 OCCLUDE_TRAIN__LENGTH='{ steps = 9 }' ";
+    assert!(stopped.stdout.contains(settings), "{}", stopped.report());
+}
+
+#[test]
+fn a_failing_score_costs_neither_summary_nor_report() {
+    let lab = Lab::new();
+    // A bank whose images turn unreadable has no neighbours left.
+    let lab = lab.images(60);
+    let train =
+        format!("{TRAIN} run --set data.source.path=images --set probe.every.steps=0 --set data.source.cache_mb=0");
+    let paused = lab.occlude(&train).paused_at("scoring");
+    std::fs::remove_dir_all(lab.path("images")).unwrap();
+    let outcome = paused.goes_on();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.report());
+    assert!(outcome.stderr.contains("no scores: "), "{}", outcome.report());
+    assert!(lab.text("run/summary.json").contains("\"finished\": true"));
+    assert!(lab.text("run/report.html").starts_with("<!"));
+}
+
+#[test]
 fn a_finished_run_is_not_trained_again() {
     let lab = Lab::new();
     straight(&lab);
@@ -114,8 +154,10 @@ fn fresh_begins_anew() {
 fn a_run_is_the_same_for_any_number_of_workers_and_threads() {
     let lab = Lab::new();
     straight(&lab);
-    lab.occlude(&format!("{TRAIN} other --set data.loader.workers=3 --set threads=1")).succeeds();
-    assert_same(&lab, "straight", "other");
+    lab.occlude(&format!("{TRAIN} one --set data.loader.workers=3 --set threads=1")).succeeds();
+    lab.occlude(&format!("{TRAIN} three --set threads=3")).succeeds();
+    assert_same(&lab, "straight", "one");
+    assert_same(&lab, "straight", "three");
 }
 
 #[test]

@@ -47,8 +47,10 @@ fn newest_source() -> SystemTime {
     let crates = std::fs::read_dir(root.join("crates")).expect("crates").flatten().map(|entry| entry.path());
     // `golden` serves tests only and is no part of the program.
     let crates = crates.filter(|path| !path.ends_with("golden")).map(|path| path.join("src"));
-    crates.chain([root.join("bins/occlude/src")]).for_each(|folder| walk(&folder, &mut newest));
-    newest
+    // Presets and the quick start are compiled in.
+    let others = ["bins/occlude/src", "crates/config/presets"].map(|folder| root.join(folder));
+    crates.chain(others).for_each(|folder| walk(&folder, &mut newest));
+    modified(&root.join("configs/quickstart.toml")).map_or(newest, |time| time.max(newest))
 }
 
 fn walk(folder: &Path, newest: &mut SystemTime) {

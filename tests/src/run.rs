@@ -1,6 +1,8 @@
 //! One start of the program.
 
 use crate::{Lab, occlude};
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,14 @@ pub struct Outcome {
 }
 
 impl<'a> Run<'a> {
+    /// Runs in a folder of the laboratory.
+    #[must_use]
+    pub fn inside(mut self, folder: &str) -> Self {
+        self.command.current_dir(self.lab.path(folder));
+        self.shown = format!("cd {folder} && {}", self.shown);
+        self
+    }
+
     pub(crate) fn new(lab: &'a Lab, arguments: &str) -> Self {
         let mut command = Command::new(occlude());
         command.args(arguments.split_whitespace()).current_dir(lab.root()).env_clear();
@@ -53,9 +63,8 @@ impl<'a> Run<'a> {
     /// # Panics
     /// The program does not start.
     #[must_use]
-    pub fn output(mut self) -> Outcome {
-        let output = self.command.stdin(Stdio::null()).output().expect("the program starts");
-        self.outcome(output.status, &output.stdout, &output.stderr)
+    pub fn output(self) -> Outcome {
+        self.start().end()
     }
 
     /// Runs to the end, which must be a good one.
@@ -90,36 +99,71 @@ impl<'a> Run<'a> {
         let marker = self.lab.path("paused");
         drop(std::fs::remove_file(&marker));
         self.command.env("OCCLUDE_TEST_PAUSE", point).env("OCCLUDE_TEST_MARKER", &marker);
-        // Streams go to files: a pipe that nobody reads would stop the program elsewhere than meant.
-        let stream = |name: &str| std::fs::File::create(self.lab.path(name)).expect("a scratch file");
-        self.command.stdin(Stdio::null()).stdout(stream("paused.stdout")).stderr(stream("paused.stderr"));
-        let mut child = self.command.spawn().expect("the program starts");
-        let started = Instant::now();
+        let mut started = self.start();
         while !marker.exists() {
-            let ended = child.try_wait().expect("the program can be asked");
-            assert!(ended.is_none() && started.elapsed() < PATIENCE, "{point} not reached\n{}", {
-                drop(child.kill());
-                self.streams(child.wait().expect("the program ends")).report()
-            });
+            assert!(started.goes_on(), "{point} not reached\n{}", started.end().report());
             std::thread::sleep(Duration::from_millis(5));
         }
-        Paused { run: self, child }
+        started.at = Instant::now();
+        Paused { started }
     }
 
-    fn streams(&self, status: ExitStatus) -> Outcome {
-        let read = |name: &str| std::fs::read(self.lab.path(name)).unwrap_or_default();
-        self.outcome(status, &read("paused.stdout"), &read("paused.stderr"))
+    fn start(mut self) -> Started<'a> {
+        // Streams go to files: a pipe that nobody reads would stop the program elsewhere than meant.
+        let (stdout, stderr) = (scratch(), scratch());
+        let shared = |stream: &File| stream.try_clone().expect("a file can be shared");
+        self.command.stdin(Stdio::null()).stdout(shared(&stdout)).stderr(shared(&stderr));
+        let child = self.command.spawn().expect("the program starts");
+        Started { run: self, child, stdout, stderr, at: Instant::now() }
+    }
+}
+
+/// A file without a name.
+fn scratch() -> File {
+    tempfile::tempfile().expect("a scratch file")
+}
+
+/// A program that runs.
+#[derive(Debug)]
+struct Started<'a> {
+    run: Run<'a>,
+    child: Child,
+    stdout: File,
+    stderr: File,
+    at: Instant,
+}
+
+impl Started<'_> {
+    fn goes_on(&mut self) -> bool {
+        self.child.try_wait().expect("the program can be asked").is_none() && self.at.elapsed() < PATIENCE
     }
 
-    fn outcome(&self, status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Outcome {
+    /// Waits for the end; a program that hangs is killed, and its exit code is none.
+    fn end(mut self) -> Outcome {
+        while self.goes_on() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // One that has ended already cannot be killed.
+        drop(self.child.kill());
+        let status = self.child.wait().expect("the program ends");
+        self.outcome(status)
+    }
+
+    fn outcome(mut self, status: ExitStatus) -> Outcome {
         Outcome {
             code: status.code(),
-            stdout: String::from_utf8_lossy(stdout).into_owned(),
-            stderr: String::from_utf8_lossy(stderr).into_owned(),
-            shown: self.shown.clone(),
-            tree: self.lab.tree(),
+            stdout: text(&mut self.stdout),
+            stderr: text(&mut self.stderr),
+            shown: self.run.shown.clone(),
+            tree: self.run.lab.tree(),
         }
     }
+}
+
+fn text(stream: &mut File) -> String {
+    let mut bytes = Vec::new();
+    stream.rewind().and_then(|()| stream.read_to_end(&mut bytes)).expect("a scratch file can be read");
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 impl Outcome {
@@ -140,8 +184,7 @@ impl Outcome {
 /// A program that waits at a point the test chose.
 #[derive(Debug)]
 pub struct Paused<'a> {
-    run: Run<'a>,
-    child: Child,
+    started: Started<'a>,
 }
 
 impl Paused<'_> {
@@ -150,9 +193,19 @@ impl Paused<'_> {
     /// # Panics
     /// It cannot be ended.
     pub fn kill(mut self) {
-        self.child.kill().expect("the program can be killed");
-        let status = self.child.wait().expect("the program ends");
+        self.started.child.kill().expect("the program can be killed");
+        let status = self.started.child.wait().expect("the program ends");
         assert_eq!(status.code(), None, "ended by the signal");
+    }
+
+    /// Lets it go on and waits for its end.
+    ///
+    /// # Panics
+    /// The marker is gone.
+    #[must_use]
+    pub fn goes_on(self) -> Outcome {
+        std::fs::remove_file(self.started.run.lab.path("paused")).expect("the marker lets it go on");
+        self.started.end()
     }
 
     /// Asks it to end (`TERM`, `INT` or `USR2`), lets it go on, and waits for its end.
@@ -160,11 +213,9 @@ impl Paused<'_> {
     /// # Panics
     /// The signal cannot be sent.
     #[must_use]
-    pub fn signal(mut self, name: &str) -> Outcome {
-        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status();
+    pub fn signal(self, name: &str) -> Outcome {
+        let sent = Command::new("kill").args([format!("-{name}"), self.started.child.id().to_string()]).status();
         assert!(sent.expect("kill exists").success(), "SIG{name} not sent");
-        std::fs::remove_file(self.run.lab.path("paused")).expect("the marker lets it go on");
-        let status = self.child.wait().expect("the program ends");
-        self.run.streams(status)
+        self.goes_on()
     }
 }
