@@ -75,7 +75,7 @@ impl Visibility {
         }
     }
 
-    fn check(&self, batch: usize, nq: usize, nk: usize) -> Result<()> {
+    pub(crate) fn check(&self, batch: usize, nq: usize, nk: usize) -> Result<()> {
         match self {
             Self::All => Ok(()),
             Self::Mask(mask) if mask.dtype() != DType::U8 => {
@@ -214,7 +214,7 @@ fn store<T: Real>(to: &SharedRows<'_, T>, sizes: Sizes, tokens: usize, index: us
 }
 
 /// The output and the log-sums of all heads of all images; zeros where there is nothing to see or nobody to see it.
-fn all_forward<T: Real>(inputs: [&[T]; 3], sizes: Sizes, pairs: Option<&Pairs>) -> (Vec<T>, Vec<T>) {
+pub(crate) fn all_forward<T: Real>(inputs: [&[T]; 3], sizes: Sizes, pairs: Option<&Pairs>) -> (Vec<T>, Vec<T>) {
     let Sizes { batch, nq, nk, heads, .. } = sizes;
     let (mut out, mut log_sums) = (vec![T::zero(); inputs[0].len()], vec![T::zero(); batch * heads * nq]);
     if inputs.iter().any(|input| input.is_empty()) {
@@ -237,7 +237,7 @@ fn all_forward<T: Real>(inputs: [&[T]; 3], sizes: Sizes, pairs: Option<&Pairs>) 
 }
 
 /// The gradients of queries, keys and values of all heads of all images.
-fn all_backward<T: Real>(
+pub(crate) fn all_backward<T: Real>(
     inputs: [&[T]; 3],
     gradient: &[T],
     log_sums: &[T],

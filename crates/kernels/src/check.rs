@@ -101,6 +101,14 @@ pub fn check_large(
     Ok(())
 }
 
+/// The gradients of `op` on f64 `inputs`, as they lie, against central differences.
+///
+/// # Errors
+/// The input whose gradient differs or is missing, or an error of `op`.
+pub fn check_differences(inputs: &[Tensor], op: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<()> {
+    differences(inputs, &Pass::run(inputs, DType::F64, Layout::Contiguous, &op)?, &op)
+}
+
 /// How the inputs of a pass lie in memory.
 #[derive(Clone, Copy, Debug)]
 enum Layout {

@@ -20,6 +20,8 @@ pub(crate) use crate::simd::Real;
 const SERIAL_WORK: usize = 16 * 1024;
 /// Elements of a chunk where rows alone matter: 64 KB of f32, which a second-level cache holds several times.
 pub(crate) const ELEMENTS: usize = 16 * 1024;
+/// Rows per parallel chunk where a row is added to all.
+const ADD_ROWS: usize = 64;
 /// Rows per partial sum of a column sum. It decides rounding, so it is the same on every machine.
 const SUM_ROWS: usize = 256;
 
@@ -195,6 +197,21 @@ pub(crate) fn column_sums<T: Real>(values: &[T], columns: usize) -> Vec<T> {
     sum_rows(rows, columns, |row, sum| simd::add_assign(sum, &values[row * columns..][..columns]))
 }
 
+/// Adds `row` to every row of a row-major matrix.
+pub(crate) fn add_to_rows<T: Real>(values: &mut [T], row: &[T]) {
+    let (columns, work) = (row.len().max(1), values.len());
+    for_chunks(values, ADD_ROWS * columns, work, |_, values| {
+        values.chunks_exact_mut(columns).for_each(|values| simd::add_assign(values, row));
+    });
+}
+
+/// Adds `other` to `values`, element by element.
+pub(crate) fn add_in_place<T: Real>(values: &mut [T], other: &[T]) {
+    const CHUNK: usize = 16 * 1024;
+    let work = values.len();
+    for_chunks(values, CHUNK, work, |i, values| simd::add_assign(values, &other[i * CHUNK..][..values.len()]));
+}
+
 /// A matrix inside a slice.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a, T> {
@@ -244,21 +261,36 @@ pub(crate) fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
     // which its length is m * n.
     #[allow(unsafe_code)]
     unsafe {
-        write_product(out.as_mut_ptr(), a, b, parallel);
+        write_product(out.as_mut_ptr(), a, b, false, parallel);
         out.set_len(m * n);
     }
     out
 }
 
+/// Adds the product of two matrices to `out`, row-major. Not dependent on the number of threads, as [`product`].
+pub(crate) fn add_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
+    let (m, n, k) = (a.rows, b.columns, a.columns.min(b.rows));
+    assert_eq!(out.len(), m * n, "the sum has the shape of the product");
+    if m * n * k == 0 {
+        return;
+    }
+    let parallel = if m * n * k < SERIAL_WORK { Parallelism::None } else { Parallelism::Rayon(0) };
+    // SAFETY: `out` holds m * n initialised elements, by the line above, and is borrowed mutably.
+    #[allow(unsafe_code)]
+    unsafe {
+        write_product(out.as_mut_ptr(), a, b, true, parallel);
+    }
+}
+
 /// # Safety
-/// `out` is valid for writes of `a.rows * b.columns` elements that neither input holds.
+/// `out` is valid for writes of `a.rows * b.columns` elements that neither input holds, and for reads if `add`.
 #[allow(unsafe_code)]
-unsafe fn write_product<T: Real>(out: *mut T, a: Matrix<'_, T>, b: Matrix<'_, T>, parallel: Parallelism) {
+unsafe fn write_product<T: Real>(out: *mut T, a: Matrix<'_, T>, b: Matrix<'_, T>, add: bool, parallel: Parallelism) {
     let (m, n, k) = (a.rows, b.columns, a.columns.min(b.rows));
     // These slices are the bounds check of the raw pointers below.
     let (left, right) = (&a.values[..a.extent()], &b.values[..b.extent()]);
     // SAFETY: rows, columns and strides address exactly the slices taken above: the largest offset of each matrix is
-    // its extent less one. The caller vouches for `out`, which is not read (`read_dst` is false).
+    // its extent less one. The caller vouches for `out`, which is read only if `add`.
     unsafe {
         gemm::gemm(
             m,
@@ -267,14 +299,14 @@ unsafe fn write_product<T: Real>(out: *mut T, a: Matrix<'_, T>, b: Matrix<'_, T>
             out,
             1,
             n as isize,
-            false,
+            add,
             left.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,
             right.as_ptr(),
             b.column_stride as isize,
             b.row_stride as isize,
-            T::zero(),
+            if add { T::one() } else { T::zero() },
             T::one(),
             false,
             false,

@@ -1,7 +1,9 @@
 //! Gradients of one backward pass, by tensor.
 
-use crate::Result;
-use candle_core::{Tensor, TensorId};
+use crate::cpu::{self, Matrix, Real};
+use crate::{Error, Result};
+use candle_core::{CpuStorage, Shape, Tensor, TensorId};
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 /// Gradients of trained tensors. A map of our own, so that an operator with hand-written backward can add to it
@@ -61,11 +63,108 @@ pub fn backward(loss: &Tensor) -> Result<Gradients> {
     if loss.elem_count() != 1 {
         return Err(crate::Error::shape("backward", "a scalar", loss.dims()));
     }
+    let collecting = Collecting::start();
     let store = loss.backward()?;
     // candle's store also holds gradients of constants, and of a loss that depends on nothing.
     let variables = loss.sorted_nodes().into_iter().filter(|node| node.is_variable());
     let by_id = variables.filter_map(|node| store.get(node).map(|gradient| (node.id(), gradient.clone()))).collect();
-    Ok(Gradients { by_id })
+    let mut gradients = Gradients { by_id };
+    for (id, sum) in collecting.finish() {
+        gradients.accumulate(id, sum.tensor()?)?;
+    }
+    Ok(gradients)
+}
+
+/// A gradient that grows in place, in the memory it will be read from.
+struct Sum {
+    values: CpuStorage,
+    shape: Shape,
+}
+
+impl Sum {
+    fn tensor(self) -> candle_core::Result<Tensor> {
+        let device = candle_core::Device::Cpu;
+        match self.values {
+            CpuStorage::F32(values) => Tensor::from_vec(values, self.shape, &device),
+            CpuStorage::F64(values) => Tensor::from_vec(values, self.shape, &device),
+            other => Err(Error::Dtype { op: "backward", expected: "F32 or F64", got: cpu::dtype(&other) }.into()),
+        }
+    }
+}
+
+thread_local! {
+    /// Sums of the backward pass that runs on this thread; candle walks a graph on one thread.
+    static SUMS: RefCell<Option<HashMap<TensorId, Sum>>> = const { RefCell::new(None) };
+}
+
+/// As long as it lives, operators with more parameters than candle has arguments may [`collect`] on this thread.
+struct Collecting {
+    /// What an outer pass on this thread had collected.
+    outer: Option<HashMap<TensorId, Sum>>,
+}
+
+impl Collecting {
+    fn start() -> Self {
+        Self { outer: SUMS.replace(Some(HashMap::new())) }
+    }
+
+    fn finish(self) -> HashMap<TensorId, Sum> {
+        SUMS.take().unwrap_or_default()
+    }
+}
+
+impl Drop for Collecting {
+    fn drop(&mut self) {
+        SUMS.set(self.outer.take());
+    }
+}
+
+/// Adds to the gradient of `parameter`, in place: `add` is given the row-major sum so far. Nothing happens to a tensor
+/// that is not tracked.
+///
+/// # Errors
+/// The pass was not started by [`backward`], or the sum has another dtype.
+pub(crate) fn collect<T: Real>(parameter: &Tensor, add: impl FnOnce(&mut [T])) -> candle_core::Result<()> {
+    if !parameter.track_op() {
+        return Ok(());
+    }
+    let held = SUMS.with_borrow_mut(|sums| sums.as_mut().map(|sums| sums.remove(&parameter.id())));
+    let held = held.ok_or_else(|| {
+        Error::argument(
+            "backward",
+            "this graph holds fused blocks: call occlude_kernels::backward, not Tensor::backward",
+        )
+    })?;
+    let mut values = match held {
+        Some(sum) => T::cpu_storage_data(sum.values)?,
+        None => vec![T::zero(); parameter.elem_count()],
+    };
+    add(&mut values);
+    let sum = Sum { values: cpu::storage(values), shape: parameter.shape().clone() };
+    SUMS.with_borrow_mut(|sums| sums.as_mut().map(|sums| sums.insert(parameter.id(), sum)));
+    Ok(())
+}
+
+/// Adds `gradient^T input` to the gradient of a linear weight [out, in], and the column sums to that of its bias.
+/// gradient: [rows, out], input: [rows, in].
+///
+/// # Errors
+/// As [`collect`].
+pub(crate) fn collect_linear<T: Real>(
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    gradient: &[T],
+    input: &[T],
+) -> candle_core::Result<()> {
+    let (out, inner) = weight.dims2()?;
+    let rows = gradient.len().checked_div(out).unwrap_or(0);
+    collect(weight, |sum: &mut [T]| {
+        cpu::add_product(sum, Matrix::new(gradient, rows, out).t(), Matrix::new(input, rows, inner));
+    })?;
+    match bias {
+        None => Ok(()),
+        Some(bias) => collect(bias, |sum: &mut [T]| crate::simd::add_assign(sum, &cpu::column_sums(gradient, out))),
+    }
 }
 
 #[cfg(test)]

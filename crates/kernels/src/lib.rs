@@ -22,6 +22,7 @@
 
 mod adamw;
 mod attention;
+mod block;
 #[doc(hidden)]
 pub mod check;
 mod cpu;
@@ -49,6 +50,7 @@ pub mod threads;
 
 pub use adamw::{AdamWStep, adamw_step, global_norm};
 pub use attention::{RankRule, Visibility, attention};
+pub use block::{Affine, BlockOptions, BlockWeights, Branch, NormWeights, block};
 pub use cross_entropy::{mean_row_entropy, soft_cross_entropy};
 pub use error::{Error, Result};
 pub use gelu::gelu;

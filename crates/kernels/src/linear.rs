@@ -1,12 +1,10 @@
 //! The linear map.
 
 use crate::cpu::{self, Matrix, Real, Values, by_dtype};
-use crate::{Error, Result, input, reference, simd};
+use crate::{Error, Result, input, reference};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Shape, Tensor};
 
 const OP: &str = "linear";
-/// Rows per parallel chunk where the bias is added.
-const CHUNK: usize = 64;
 
 /// `x w^T + b`. x: `[.., in]`, w: `[out, in]`, b: `[out]` -> `[.., out]`.
 ///
@@ -68,9 +66,7 @@ fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, sizes: Sizes) -> Vec<T> {
     let Sizes { rows, inner, out } = sizes;
     let mut y = cpu::product(Matrix::new(x, rows, inner), Matrix::new(w, out, inner).t()); // [rows, out]
     if let Some(b) = b {
-        cpu::for_chunks(&mut y, CHUNK * out, rows * out, |_, y| {
-            y.chunks_exact_mut(out).for_each(|row| simd::add_assign(row, b));
-        });
+        cpu::add_to_rows(&mut y, b);
     }
     y
 }

@@ -19,7 +19,7 @@ pub fn rms_norm(x: &Tensor, w: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     if !cpu::on_cpu(x) {
         return reference::rms_norm(x, w, eps);
     }
-    apply(x, w, None, Norm { centred: false, eps, rows: OnceLock::new() })
+    apply(x, w, None, Norm::new(false, eps))
 }
 
 /// `(x - mean(x)) / sqrt(var(x) + eps) * w + b` over the last axis, with the population variance.
@@ -32,7 +32,7 @@ pub fn layer_norm(x: &Tensor, w: Option<&Tensor>, b: Option<&Tensor>, eps: f64) 
     if !cpu::on_cpu(x) {
         return reference::layer_norm(x, w, b, eps);
     }
-    apply(x, w, b, Norm { centred: true, eps, rows: OnceLock::new() })
+    apply(x, w, b, Norm::new(true, eps))
 }
 
 fn check(op: &'static str, x: &Tensor, w: Option<&Tensor>, b: Option<&Tensor>, eps: f64) -> Result<()> {
@@ -56,7 +56,7 @@ fn apply(x: &Tensor, w: Option<&Tensor>, b: Option<&Tensor>, op: Norm) -> Result
     Ok(x.contiguous()?.apply_op3(&w, &b, op)?)
 }
 
-struct Norm {
+pub(crate) struct Norm {
     centred: bool,
     eps: f64,
     /// Mean and reciprocal deviation of every row, from the forward pass. [rows, 2]
@@ -64,7 +64,11 @@ struct Norm {
 }
 
 impl Norm {
-    fn forward<T: Real>(&self, x: &[T], w: &[T], b: &[T]) -> Vec<T> {
+    pub(crate) fn new(centred: bool, eps: f64) -> Self {
+        Self { centred, eps, rows: OnceLock::new() }
+    }
+
+    pub(crate) fn forward<T: Real>(&self, x: &[T], w: &[T], b: &[T]) -> Vec<T> {
         let dim = w.len();
         let group = cpu::rows_of(dim);
         let mut y = vec![T::zero(); x.len()];
@@ -78,7 +82,7 @@ impl Norm {
     }
 
     /// Gradients of x, and of w and b side by side.
-    fn backward<T: Real>(&self, x: &[T], w: &[T], g: &[T]) -> (Vec<T>, Vec<T>) {
+    pub(crate) fn backward<T: Real>(&self, x: &[T], w: &[T], g: &[T]) -> (Vec<T>, Vec<T>) {
         let dim = w.len();
         let group = cpu::rows_of(dim);
         let stats = self.rows.get().map_or(&[][..], Vec::as_slice);

@@ -161,13 +161,13 @@ vectorised! {
     }
 }
 
-struct Encode {
-    angles: Angles,
+pub(crate) struct Encode {
+    pub(crate) angles: Angles,
 }
 
 impl Encode {
     /// The map, or its transpose: what the gradient goes through.
-    fn apply<T: Real>(&self, x: &[T], dims: &[usize], transposed: bool) -> Result<Vec<T>> {
+    pub(crate) fn apply<T: Real>(&self, x: &[T], dims: &[usize], transposed: bool) -> Result<Vec<T>> {
         let (cos, sin) = (Values::<T>::of(&self.angles.cos)?, Values::<T>::of(&self.angles.sin)?);
         let (cos, sin): (&[T], &[T]) = (&cos, &sin);
         let (size, dim) = (self.angles.head_size(), dims.last().copied().unwrap_or(0));

@@ -70,7 +70,7 @@ fn width(dims: &[usize]) -> usize {
 }
 
 /// `scale * x[index[i]]` for every i; `x` has rows of `width`.
-fn taken<T: Real>(x: &[T], index: &[u32], width: usize, scale: T) -> Vec<T> {
+pub(crate) fn taken<T: Real>(x: &[T], index: &[u32], width: usize, scale: T) -> Vec<T> {
     let group = cpu::rows_of(width);
     let len = index.len() * width;
     cpu::fill_chunks(len, group * width, len, |i, out: &mut [T]| {
@@ -109,7 +109,14 @@ impl Sources {
 
 /// `rows` rows: those of `base` (or zeros) plus `scale` times the rows of `src` that `index` sends there. Each target
 /// row is made by one thread, so addends come in the order of `index`.
-fn added<T: Real>(base: Option<&[T]>, rows: usize, index: &[u32], src: &[T], width: usize, scale: T) -> Vec<T> {
+pub(crate) fn added<T: Real>(
+    base: Option<&[T]>,
+    rows: usize,
+    index: &[u32],
+    src: &[T],
+    width: usize,
+    scale: T,
+) -> Vec<T> {
     let sources = Sources::of(index, rows);
     let group = cpu::rows_of(width);
     let len = rows * width;
