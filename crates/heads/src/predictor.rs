@@ -6,8 +6,8 @@ use candle_core::Tensor;
 use occlude_kernels::{Error, Result, Scope, gather_rows, linear};
 use occlude_masking::BatchMask;
 use occlude_vit::{
-    Block, BlockShape, CrossBlock, DropPath, Encoded, GroupFactors, PositionKind, Positions, Vit, VitSettings,
-    final_norm, linear_weight,
+    Block, BlockShape, DropPath, Encoded, GroupFactors, PositionKind, Positions, Vit, VitSettings, final_norm,
+    linear_weight,
 };
 
 /// A predictor on an encoder.
@@ -19,7 +19,7 @@ pub struct Predictor {
 
 #[derive(Clone, Debug)]
 enum Stack {
-    Cross(Vec<CrossBlock>),
+    Cross(Vec<Block>),
     SelfAttention { embed: Option<Tensor>, blocks: Vec<Block>, only_sampled: bool },
     Fused,
 }
@@ -60,13 +60,14 @@ impl Predictor {
             PredictorKind::Fused => Stack::Fused,
             PredictorKind::Cross => {
                 let mut blocks = decoder.sub("blocks");
-                let new = |i| CrossBlock::new(&mut blocks.sub(i), shape, factors);
+                let new = |i| Block::new(&mut blocks.sub(i), shape, factors);
                 Stack::Cross((0..depth).map(new).collect::<Result<_>>()?)
             }
             PredictorKind::SelfAttention => {
                 let embed = (dim != encoder.dim()).then(|| linear_weight(&mut decoder, "embed", dim, encoder.dim()));
                 let embed = embed.transpose()?;
                 let mut blocks = decoder.sub("blocks");
+                let shape = BlockShape { context: dim, ..shape };
                 let new = |i| Block::new(&mut blocks.sub(i), shape, factors);
                 Stack::SelfAttention { embed, blocks: (0..depth).map(new).collect::<Result<_>>()?, only_sampled }
             }
@@ -76,7 +77,7 @@ impl Predictor {
 
     /// The blocks of a cross-attention predictor; none for another.
     #[must_use]
-    pub fn cross_blocks(&self) -> &[CrossBlock] {
+    pub fn cross_blocks(&self) -> &[Block] {
         match &self.stack {
             Stack::Cross(blocks) => blocks,
             _ => &[],
@@ -143,7 +144,7 @@ impl Predictor {
     /// Mask tokens at `list` through cross-attention blocks, before the norm.  [batch, list.len() / batch, dim]
     fn cross(
         &self,
-        blocks: &[CrossBlock],
+        blocks: &[Block],
         encoded: &Encoded,
         batch: usize,
         list: &[u32],
@@ -152,7 +153,7 @@ impl Predictor {
         let mut x = self.mask.at(encoded.grid, batch, list)?;
         let positions = positions_of(encoded.grid, batch, list, &encoded.context)?;
         for block in blocks {
-            x = block.forward(&x, &positions, &encoded.context, &encoded.positions, drop)?;
+            x = block.attend(&x, &positions, &encoded.context, &encoded.positions, drop)?;
         }
         Ok(x)
     }
@@ -198,7 +199,7 @@ impl Predictor {
     pub fn detach(&self) -> Self {
         let stack = match &self.stack {
             Stack::Fused => Stack::Fused,
-            Stack::Cross(blocks) => Stack::Cross(blocks.iter().map(CrossBlock::detach).collect()),
+            Stack::Cross(blocks) => Stack::Cross(blocks.iter().map(Block::detach).collect()),
             Stack::SelfAttention { embed, blocks, only_sampled } => Stack::SelfAttention {
                 embed: embed.as_ref().map(Tensor::detach),
                 blocks: blocks.iter().map(Block::detach).collect(),

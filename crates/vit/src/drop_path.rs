@@ -1,7 +1,6 @@
 //! Stochastic depth: for which images of a batch a residual branch is computed.
 
-use candle_core::Tensor;
-use occlude_kernels::{Error, Result, gather_rows, scatter_add_rows};
+use occlude_kernels::{Error, Result};
 use occlude_random::Streams;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -113,33 +112,9 @@ fn naive(batch: usize, rate: f64, stream: &mut impl Rng) -> Kept {
     Kept::Scaled((0..batch).map(|_| if stream.random::<f64>() < rate { 0.0 } else { kept }).collect())
 }
 
-/// `x + branch(x)`, where `branch` is given the kept rows of `x` and which they are (`None`: all).
-/// x: [batch, tokens, dim]
-///
-/// # Errors
-/// Those of `branch`, or rows that are out of range.
-pub fn residual(
-    x: &Tensor,
-    kept: &Kept,
-    branch: impl FnOnce(&Tensor, Option<&[u32]>) -> Result<Tensor>,
-) -> Result<Tensor> {
-    match kept {
-        Kept::All => Ok((x + branch(x, None)?)?),
-        Kept::Rows { rows, scale } => {
-            let some = gather_rows(x, rows)?; // [kept, tokens, dim]
-            scatter_add_rows(x, rows, &branch(&some, Some(rows))?, *scale)
-        }
-        Kept::Scaled(factors) => {
-            let factors = Tensor::from_slice(factors, (factors.len(), 1, 1), x.device())?.to_dtype(x.dtype())?;
-            Ok((x + branch(x, None)?.broadcast_mul(&factors)?)?)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{DropPath, DropPathKind, Kept, residual};
-    use candle_core::{Device, Tensor};
+    use super::{DropPath, DropPathKind, Kept};
     use occlude_random::Streams;
 
     fn drawn(kind: DropPathKind, rate: f64) -> DropPath {
@@ -168,18 +143,6 @@ mod tests {
         let (mut a, mut b) = (drawn(DropPathKind::Subset, 0.5), drawn(DropPathKind::Subset, 0.5));
         assert_eq!(a.next(8).unwrap(), b.next(8).unwrap());
         assert_eq!(a.next(8).unwrap(), b.next(8).unwrap());
-    }
-
-    #[test]
-    fn dropped_rows_pass_unchanged_and_kept_ones_are_scaled() {
-        let x = Tensor::ones((4, 1, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let kept = Kept::Rows { rows: vec![2, 0], scale: 2.0 };
-        let out = residual(&x, &kept, |some, rows| {
-            assert_eq!((some.dims(), rows), (&[2, 1, 2][..], Some(&[2, 0][..])));
-            Ok((some * 10.0)?)
-        });
-        let rows: Vec<f32> = out.unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        assert_eq!(rows, [21.0, 21.0, 1.0, 1.0, 21.0, 21.0, 1.0, 1.0]);
     }
 
     #[test]

@@ -22,7 +22,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod attention;
 mod block;
 mod config;
 mod coords;
@@ -34,14 +33,13 @@ mod model;
 mod parts;
 mod positions;
 
-pub use attention::Attention;
-pub use block::{Block, BlockShape, CrossBlock};
+pub use block::{Block, BlockShape, NORM_EPS};
 pub use config::{PositionKind, RegisterCoords, VitConfig, VitSettings, check_heads};
 pub use coords::{patch_coords, register_coords, scale_into_box};
-pub use drop_path::{DropPath, DropPathKind, Kept, residual};
+pub use drop_path::{DropPath, DropPathKind, Kept};
 pub use embed::{PatchEmbed, patch_rows};
 pub use features::{Extractor, Features};
 pub use learned::LearnedPositions;
 pub use model::{Encoded, Vit};
-pub use parts::{GroupFactors, Mlp, NORM_EPS, RmsNorm, final_norm, linear_weight};
+pub use parts::{GroupFactors, final_norm, linear_weight};
 pub use positions::Positions;

@@ -4,9 +4,10 @@ use super::{Golden, assert_number, indices, scalar};
 use crate::capi::Network;
 use candle_core::{DType, Tensor};
 use occlude_golden::{Tensors, assert_close, set};
+use occlude_kernels::{Visibility, attention, linear, position_encode, rms_norm};
 use occlude_masking::BatchMask;
 use occlude_tokenizers::SinkhornKind;
-use occlude_vit::{Attention, DropPath, Positions, RmsNorm, final_norm};
+use occlude_vit::{Block, DropPath, NORM_EPS, Positions, final_norm};
 
 const ACTIVATIONS: f64 = 2e-5;
 const ASSIGNMENTS: f64 = 1e-4;
@@ -17,24 +18,32 @@ fn by_head(x: &Tensor, like: &Tensor) -> Tensor {
     x.reshape((batch, tokens, heads, n)).unwrap().transpose(1, 2).unwrap()
 }
 
-struct First<'a> {
-    attention: &'a Attention,
-    norm: &'a RmsNorm,
+/// Heads of queries as the reference lays them out, [batch, heads, tokens, n].
+fn heads_of(queries: &Tensor) -> usize {
+    queries.dim(1).unwrap()
 }
 
 /// Queries, keys and output of the first attention of a stack.
 fn check_attention(
     reference: &Tensors,
     prefix: &str,
-    first: &First<'_>,
+    block: &Block,
+    heads: usize,
     (x, positions): (&Tensor, &Positions),
     context: Option<(&Tensor, &Positions)>,
 ) {
-    let normed = first.norm.forward(x).unwrap();
+    let (weights, table) = (block.weights(), block.table().unwrap());
+    let normed = rms_norm(x, Some(&weights.norm1.weight), NORM_EPS).unwrap();
     let (context, context_positions) = context.unwrap_or((&normed, positions));
-    let q = first.attention.queries(&normed, positions, None).unwrap();
-    let k = first.attention.keys(context, context_positions, None).unwrap();
-    let out = first.attention.forward(&normed, positions, context, context_positions, None).unwrap();
+    let encoded = |x: &Tensor, weight: &Tensor, positions: &Positions| {
+        let angles = positions.angles(table, None).unwrap();
+        position_encode(&linear(x, weight, None).unwrap(), &angles, heads).unwrap()
+    };
+    let q = encoded(&normed, &weights.queries.weight, positions);
+    let k = encoded(context, &weights.keys.weight, context_positions);
+    let v = linear(context, &weights.values.weight, None).unwrap();
+    let out = attention(&q, &k, &v, heads, &Visibility::All).unwrap();
+    let out = linear(&out, &weights.projection.weight, None).unwrap();
     for (got, letter) in [(&q, "q"), (&k, "k")] {
         let name = format!("{prefix}.block0_rope.{letter}");
         assert_close(&name, &by_head(got, &reference[&name]), &reference[&name], ACTIVATIONS);
@@ -61,9 +70,8 @@ fn check_encoder(reference: &Tensors, who: &str, network: &Network, images: &Ten
     close("tokens_in", &x);
     let positions = encoder.positions(grid, batch, visible, &x).unwrap();
     close("coords_in", &positions.coords().unwrap());
-    let block = &encoder.blocks()[0];
-    let first = First { attention: block.attention(), norm: block.first_norm() };
-    check_attention(reference, &format!("{who}.encoder"), &first, (&x, &positions), None);
+    let heads = heads_of(&reference[&format!("{who}.encoder.block0_rope.q")]);
+    check_attention(reference, &format!("{who}.encoder"), &encoder.blocks()[0], heads, (&x, &positions), None);
     for (index, block) in encoder.blocks().iter().enumerate() {
         x = block.forward(&x, &positions, &mut DropPath::off()).unwrap();
         close(&format!("encoder.block{index}_out"), &x);
@@ -85,12 +93,12 @@ fn check_predictor(reference: &Tensors, network: &Network, images: &Tensor, mask
         .collect();
     let positions = Positions::each(&each, x.dtype(), x.device()).unwrap();
     let blocks = network.predictor().cross_blocks();
-    let first = First { attention: blocks[0].attention(), norm: blocks[0].first_norm() };
+    let heads = heads_of(&reference["student.decoder.block0_rope.q"]);
     let context = Some((&encoded.context, &encoded.positions));
-    check_attention(reference, "student.decoder", &first, (&x, &positions), context);
+    check_attention(reference, "student.decoder", &blocks[0], heads, (&x, &positions), context);
     for (index, block) in blocks.iter().enumerate() {
         let off = &mut DropPath::off();
-        x = block.forward(&x, &positions, &encoded.context, &encoded.positions, off).unwrap();
+        x = block.attend(&x, &positions, &encoded.context, &encoded.positions, off).unwrap();
         close(&format!("student.decoder.block{index}_out"), &x);
     }
     close("student.dec_norm_out", &final_norm(&x).unwrap());
