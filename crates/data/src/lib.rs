@@ -48,5 +48,5 @@ pub use error::{Error, Result};
 pub use evaluate::{EvalMode, EvalTransform};
 pub use loader::{Batch, Loader, LoaderConfig, LoaderSettings};
 pub use resample::resize_nearest;
-pub use source::{Source, SourceConfig, Split, open, open_both};
+pub use source::{Both, Source, SourceConfig, Split, open, open_both};
 pub use synthetic::Synthetic;

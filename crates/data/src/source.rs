@@ -120,7 +120,7 @@ impl Source {
 }
 
 /// A training split and, where something is held out, a test split.
-type Both = (Arc<dyn Dataset>, Option<Arc<dyn Dataset>>);
+pub type Both = (Arc<dyn Dataset>, Option<Arc<dyn Dataset>>);
 
 /// Opens one split. Both splits of a source have the same list of classes.
 ///
@@ -139,7 +139,7 @@ pub fn open(source: &Source, split: Split) -> Result<Arc<dyn Dataset>> {
 ///
 /// # Errors
 /// As [`open`], but for a missing test split.
-pub fn open_both(source: &Source) -> Result<(Arc<dyn Dataset>, Option<Arc<dyn Dataset>>)> {
+pub fn open_both(source: &Source) -> Result<Both> {
     let (train, test) = both(source)?;
     Ok((finished(source, Split::Train, train), test.map(|test| finished(source, Split::Test, test))))
 }
