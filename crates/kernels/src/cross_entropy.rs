@@ -190,7 +190,7 @@ mod tests {
         let logits = ((sample(1, (5, 67)).unwrap() + 1e3).unwrap()).to_dtype(DType::F32).unwrap();
         let run = |dtype, loss: fn(&Tensor, &Tensor, f64) -> crate::Result<Tensor>| {
             let targets = targets(5, 67).to_dtype(dtype).unwrap();
-            output_and_gradients(&[logits.clone()], dtype, |v| loss(&v[0], &targets, 0.03)).unwrap()
+            output_and_gradients(std::slice::from_ref(&logits), dtype, |v| loss(&v[0], &targets, 0.03)).unwrap()
         };
         let expected = run(DType::F64, reference::soft_cross_entropy);
         for (got, expected) in run(DType::F32, soft_cross_entropy).iter().zip(&expected) {
