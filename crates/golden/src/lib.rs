@@ -2,13 +2,16 @@
 //!
 //! Reference sets lie where `OCCLUDE_GOLDEN` says, else in `../shared/golden` beside the checkout; the small files are
 //! also committed under `tests/golden`, so that a lone clone proves what it can. Images lie where `OCCLUDE_DATA` says,
-//! else in `../shared/data`. What is missing is skipped with a message; with `CI=true` it is a failure.
+//! else in `../shared/data`. A folder that is named must exist; a relative name starts at the root of the checkout, since
+//! tests run in the folder of their package. What is missing otherwise is skipped with a message; with `CI=true` it is a
+//! failure.
 //!
 //! Not here: anything a product uses. This crate is a dev-dependency and panics like a test does.
 #![allow(clippy::panic, clippy::print_stderr, clippy::unwrap_used, clippy::expect_used)]
 
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// The reference set of one method: a folder of safetensors files and a `config.json` with every size.
@@ -24,9 +27,8 @@ pub type Tensors = BTreeMap<String, Tensor>;
 /// The reference set `name` (such as `capi`).
 #[must_use]
 pub fn set(name: &str) -> Set {
-    let given = std::env::var_os("OCCLUDE_GOLDEN").map(PathBuf::from);
     // A set that was named is the only one: falling back to the fixtures would prove something else.
-    let roots = given
+    let roots = named("OCCLUDE_GOLDEN")
         .map_or_else(|| vec![beside_checkout("shared/golden"), checkout().join("tests/golden")], |root| vec![root]);
     Set { name: name.to_owned(), folders: roots.into_iter().map(|root| root.join(name)).collect() }
 }
@@ -69,7 +71,7 @@ impl Set {
 /// The path of a data pack (such as `cifar10/test.tar`), or `None` (after saying so) where it is absent.
 #[must_use]
 pub fn data(pack: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("OCCLUDE_DATA").map_or_else(|| beside_checkout("shared/data"), PathBuf::from);
+    let root = named("OCCLUDE_DATA").unwrap_or_else(|| beside_checkout("shared/data"));
     let path = root.join(pack);
     if path.exists() {
         return Some(path);
@@ -84,6 +86,18 @@ pub fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/golden lies two levels down").to_path_buf()
 }
 
+/// The folder that an environment variable names; none where it is unset or empty.
+fn named(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(|value| folder(variable, &value))
+}
+
+/// A folder named by `variable`. One that is not there is a failure: a slip of the pen must not skip every test.
+fn folder(variable: &str, value: &OsStr) -> PathBuf {
+    let folder = checkout().join(value);
+    assert!(folder.is_dir(), "{variable}: {} is not a folder", folder.display());
+    folder
+}
+
 fn beside_checkout(path: &str) -> PathBuf {
     checkout().parent().map_or_else(PathBuf::new, |parent| parent.join(path))
 }
@@ -93,8 +107,8 @@ fn skip(what: &str) {
     eprintln!("skipped: {what} is missing");
 }
 
-/// Largest absolute difference over the largest absolute reference value, in f64. Infinite where a shape differs or a
-/// value is not finite on one side only.
+/// Largest absolute difference over the largest absolute reference value, in f64; the difference itself where the
+/// reference is all zeros. Infinite where the shapes differ or either side holds a value that is not finite.
 #[must_use]
 pub fn relative_difference(got: &Tensor, reference: &Tensor) -> f64 {
     if got.dims() != reference.dims() {
@@ -108,7 +122,7 @@ pub fn relative_difference(got: &Tensor, reference: &Tensor) -> f64 {
     let mut worst = 0.0_f64;
     for (a, b) in got.iter().zip(&reference) {
         let difference = (a - b).abs();
-        if difference.is_nan() {
+        if !difference.is_finite() {
             return f64::INFINITY;
         }
         worst = worst.max(difference);
@@ -125,4 +139,31 @@ pub fn assert_close(name: &str, got: &Tensor, reference: &Tensor, bound: f64) {
         got.dims(),
         reference.dims()
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{checkout, folder, relative_difference};
+    use candle_core::{Device, Tensor};
+
+    #[test]
+    fn a_relative_folder_starts_at_the_checkout() {
+        assert_eq!(folder("OCCLUDE_GOLDEN", "crates/golden".as_ref()), checkout().join("crates/golden"));
+        assert_eq!(folder("OCCLUDE_GOLDEN", checkout().as_os_str()), checkout());
+    }
+
+    #[test]
+    #[should_panic(expected = "OCCLUDE_GOLDEN")]
+    fn a_folder_that_is_not_there_is_a_failure() {
+        folder("OCCLUDE_GOLDEN", "tests/goldne".as_ref());
+    }
+
+    #[test]
+    fn what_is_not_finite_is_infinitely_far() {
+        let of = |value: f32| Tensor::new(&[1.0, value], &Device::Cpu).unwrap();
+        for (got, reference) in [(f32::NAN, 1.0), (1.0, f32::NAN), (1.0, f32::INFINITY), (f32::INFINITY, 1.0)] {
+            assert_eq!(relative_difference(&of(got), &of(reference)), f64::INFINITY);
+        }
+        assert_eq!(relative_difference(&of(1.5), &of(2.0)), 0.25);
+    }
 }
