@@ -1,35 +1,24 @@
-//! Draws from a stream, written out so that they cannot change with a release of a library: a resumed run must draw
-//! the same numbers.
+//! Draws from a stream, in the forms this room needs.
 
-use rand::RngCore;
+use occlude_random::RngCore;
 
-/// Uniform in `[0, 1)`, 53 bits.
-pub(crate) fn unit(stream: &mut impl RngCore) -> f64 {
-    (stream.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
-}
+pub(crate) use occlude_random::{below, unit};
 
 /// Uniform in `[low, high)`; `low` where both are equal.
 pub(crate) fn between(stream: &mut impl RngCore, low: f64, high: f64) -> f64 {
     low + (high - low) * unit(stream)
 }
 
-/// Uniform over `0..count`; the bias of the wide product is below `count / 2^64`.
-pub(crate) fn below(stream: &mut impl RngCore, count: usize) -> usize {
-    ((u128::from(stream.next_u64()) * count as u128) >> 64) as usize
-}
-
-/// A uniform permutation of `0..count` (Fisher-Yates, from the end).
+/// A uniform permutation of `0..count`.
 pub(crate) fn permutation(stream: &mut impl RngCore, count: u32) -> Vec<u32> {
     let mut order: Vec<u32> = (0..count).collect();
-    for last in (1..order.len()).rev() {
-        order.swap(last, below(stream, last + 1));
-    }
+    occlude_random::choose(stream, &mut order, count as usize);
     order
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{below, permutation, unit};
+    use super::permutation;
     use occlude_random::Streams;
 
     #[test]
@@ -45,19 +34,5 @@ mod tests {
         order.sort_unstable();
         assert!(order.iter().copied().eq(0..1000));
         assert!(permutation(&mut Streams::new(1).stream("order", 0, 0), 0).is_empty());
-    }
-
-    #[test]
-    fn draws_fill_their_range_evenly() {
-        let mut stream = Streams::new(3).stream("draws", 0, 0);
-        let mut counts = [0_usize; 7];
-        let mut sum = 0.0;
-        for _ in 0..7000 {
-            counts[below(&mut stream, 7)] += 1;
-            sum += unit(&mut stream);
-        }
-        // Five standard deviations: 5 * sqrt(1000 * 6/7) = 146; 5 * sqrt(1/12/7000) = 0.0173.
-        assert!(counts.iter().all(|count| count.abs_diff(1000) < 147), "{counts:?}");
-        assert!((sum / 7000.0 - 0.5).abs() < 0.0173);
     }
 }

@@ -5,8 +5,7 @@
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
-use occlude_random::{Stream, Streams};
-use rand::Rng;
+use occlude_random::{Stream, Streams, normal, unit};
 use std::collections::BTreeMap;
 
 /// Tensors by full name, as written to a checkpoint.
@@ -99,16 +98,10 @@ impl Init {
             Self::TruncatedNormal { std, bound } => {
                 (0..count).map(|_| truncated_normal(*std, *bound, stream)).collect()
             }
-            Self::Uniform { bound } => (0..count).map(|_| bound * (2.0 * stream.random::<f64>() - 1.0)).collect(),
+            Self::Uniform { bound } => (0..count).map(|_| bound * (2.0 * unit(stream) - 1.0)).collect(),
             Self::Values(values) => values.clone(),
         }
     }
-}
-
-/// A standard normal draw (Box-Muller, cosine half): two uniforms a draw, no rejection, so equal on every platform.
-fn normal(stream: &mut Stream) -> f64 {
-    let radius = (-2.0 * (1.0 - stream.random::<f64>()).ln()).sqrt();
-    radius * (std::f64::consts::TAU * stream.random::<f64>()).cos()
 }
 
 fn truncated_normal(std: f64, bound: f64, stream: &mut Stream) -> f64 {

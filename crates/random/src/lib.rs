@@ -1,19 +1,23 @@
 //! Named random streams. Every draw of a run comes from a counter-based generator keyed by
 //! (seed, purpose, epoch, index), so a result depends neither on how many workers drew before it nor on where a run
-//! was interrupted.
+//! was interrupted. The draws themselves ([`unit`], [`below`], [`normal`], [`choose`]) are written out here.
 //!
-//! Invariants: equal keys give equal streams on every machine; different keys give unrelated streams; nothing here
-//! reads the clock, the process or the machine.
+//! Invariants: equal keys give equal streams on every machine; different keys give unrelated streams; no release of
+//! another crate changes a draw; nothing here reads the clock, the process or the machine.
 //! Not here: what is drawn (the rooms that draw name their purposes), and any global generator.
 //!
 //! ```
-//! use occlude_random::Streams;
-//! use rand::Rng;
+//! use occlude_random::{Streams, unit};
 //! let streams = Streams::new(7);
-//! let first: u64 = streams.stream("mask", 0, 3).random();
-//! assert_eq!(first, streams.stream("mask", 0, 3).random());
-//! assert_ne!(first, streams.stream("mask", 1, 3).random::<u64>());
+//! let first = unit(&mut streams.stream("mask", 0, 3));
+//! assert_eq!(first, unit(&mut streams.stream("mask", 0, 3)));
+//! assert_ne!(first, unit(&mut streams.stream("mask", 1, 3)));
 //! ```
+
+mod draw;
+
+pub use draw::{below, choose, normal, unit};
+pub use rand_chacha::rand_core::RngCore;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -61,12 +65,11 @@ fn name_hash(name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::Streams;
-    use rand::Rng;
+    use super::{RngCore, Streams};
 
     #[test]
     fn each_part_of_the_key_matters() {
-        let draw = |seed, purpose, epoch, index| -> u64 { Streams::new(seed).stream(purpose, epoch, index).random() };
+        let draw = |seed, purpose, epoch, index| -> u64 { Streams::new(seed).stream(purpose, epoch, index).next_u64() };
         let base = draw(1, "mask", 2, 3);
         assert_eq!(base, draw(1, "mask", 2, 3));
         for other in [draw(2, "mask", 2, 3), draw(1, "crop", 2, 3), draw(1, "mask", 3, 3), draw(1, "mask", 2, 4)] {
@@ -77,7 +80,7 @@ mod tests {
     #[test]
     fn streams_do_not_change_between_releases() {
         // A run resumed by a later version must draw the same numbers.
-        let words: Vec<u64> = (0..2).map(|i| Streams::new(42).stream("frozen", 1, i).random()).collect();
+        let words: Vec<u64> = (0..2).map(|i| Streams::new(42).stream("frozen", 1, i).next_u64()).collect();
         assert_eq!(words, FROZEN, "stored runs would no longer resume exactly");
     }
 

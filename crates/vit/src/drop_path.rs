@@ -1,8 +1,7 @@
 //! Stochastic depth: for which images of a batch a residual branch is computed.
 
 use occlude_kernels::{Error, Result};
-use occlude_random::Streams;
-use rand::Rng;
+use occlude_random::{Stream, Streams, choose, unit};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -94,22 +93,19 @@ impl DropPath {
 }
 
 /// `max(int(batch * (1 - rate)), 1)` rows, uniformly without replacement.
-fn subset(batch: usize, rate: f64, stream: &mut impl Rng) -> Kept {
+fn subset(batch: usize, rate: f64, stream: &mut Stream) -> Kept {
     let keep = ((batch as f64 * (1.0 - rate)) as usize).max(1);
     if keep >= batch {
         return Kept::All;
     }
     let mut rows: Vec<u32> = (0..batch as u32).collect();
-    for place in 0..keep {
-        rows.swap(place, stream.random_range(place as u32..batch as u32) as usize);
-    }
-    rows.truncate(keep);
+    let rows = choose(stream, &mut rows, keep).to_vec();
     Kept::Rows { rows, scale: batch as f64 / keep as f64 }
 }
 
-fn naive(batch: usize, rate: f64, stream: &mut impl Rng) -> Kept {
+fn naive(batch: usize, rate: f64, stream: &mut Stream) -> Kept {
     let kept = 1.0 / (1.0 - rate);
-    Kept::Scaled((0..batch).map(|_| if stream.random::<f64>() < rate { 0.0 } else { kept }).collect())
+    Kept::Scaled((0..batch).map(|_| if unit(stream) < rate { 0.0 } else { kept }).collect())
 }
 
 #[cfg(test)]
@@ -136,6 +132,15 @@ mod tests {
             }
             assert!(passes.iter().any(|kept| *kept != passes[0]), "branches draw independently");
         }
+    }
+
+    #[test]
+    fn draws_are_frozen() {
+        // Stored runs resume on these; a change here breaks every one of them.
+        let rows = |kept| if let Kept::Rows { rows, .. } = kept { rows } else { panic!("a subset has rows") };
+        assert_eq!(rows(drawn(DropPathKind::Subset, 0.5).next(8).unwrap()), [2, 5, 0, 6]);
+        let Kept::Scaled(factors) = drawn(DropPathKind::Naive, 0.5).next(8).unwrap() else { panic!("naive scales") };
+        assert_eq!(factors, [2.0, 0.0, 2.0, 0.0, 0.0, 2.0, 2.0, 2.0]);
     }
 
     #[test]

@@ -3,8 +3,7 @@
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use occlude_kernels::linear;
-use occlude_random::Streams;
-use rand::Rng;
+use occlude_random::{Streams, normal};
 use rayon::prelude::*;
 
 const BETA1: f32 = 0.9;
@@ -212,12 +211,6 @@ fn advance(parameter: &mut Moments, gradient: &[f32], width: usize, settings: im
                 *value = *value * keep - rate * *first / (second.sqrt() / root + EPS);
             }
         });
-}
-
-/// Box-Muller, cosine half.
-fn normal(stream: &mut impl Rng) -> f64 {
-    let radius = (-2.0 * (1.0 - stream.random::<f64>()).ln()).sqrt();
-    radius * (std::f64::consts::TAU * stream.random::<f64>()).cos()
 }
 
 #[cfg(test)]
