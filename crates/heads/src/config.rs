@@ -1,7 +1,7 @@
 //! Settings of predictors and heads: as written, and checked.
 
-use occlude_settings::{ConfigError, require};
-use occlude_vit::{VitSettings, check_heads};
+use occlude_settings::ConfigError;
+use occlude_vit::{VitSettings, check_depth, check_heads, check_width};
 use serde::{Deserialize, Serialize};
 
 /// How hidden patches are predicted.
@@ -60,7 +60,7 @@ impl PredictorConfig {
             return Ok(PredictorSettings { kind, dim: encoder.dim(), depth: 0, heads: 0, only_sampled });
         }
         check_heads(dim, heads, encoder.position())?;
-        require("depth", depth, "must be at least 1", |d| *d >= 1)?;
+        check_depth(depth)?;
         Ok(PredictorSettings { kind, dim, depth, heads, only_sampled })
     }
 }
@@ -116,12 +116,12 @@ impl HeadConfig {
     /// Checks the settings; `default` is the kind where none is written.
     ///
     /// # Errors
-    /// A width of 0.
+    /// Names the first width that cannot be built.
     pub fn check(&self, default: HeadKind) -> Result<HeadSettings, ConfigError> {
         let Self { kind, hidden, bottleneck } = *self;
         let kind = kind.unwrap_or(default);
-        require("hidden", hidden, "must be at least 1", |n| *n >= 1)?;
-        require("bottleneck", bottleneck, "must be at least 1", |n| *n >= 1)?;
+        check_width("hidden", hidden)?;
+        check_width("bottleneck", bottleneck)?;
         Ok(HeadSettings { kind, hidden, bottleneck })
     }
 }
@@ -131,5 +131,27 @@ impl HeadSettings {
     #[must_use]
     pub fn kind(&self) -> HeadKind {
         self.kind
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HeadConfig, HeadKind, PredictorConfig};
+    use occlude_vit::VitConfig;
+
+    #[test]
+    fn sizes_that_cannot_be_built_are_refused_by_name() {
+        let encoder = VitConfig::default().check(224).unwrap();
+        let predictor = |change: fn(&mut PredictorConfig)| {
+            let mut config = PredictorConfig::default();
+            change(&mut config);
+            config.check(&encoder).unwrap_err().to_string()
+        };
+        assert!(predictor(|c| c.dim = 0).starts_with("dim = 0: must be at least 1 and at most 65536"));
+        assert!(predictor(|c| c.dim = 1_024_000_000).starts_with("dim = 1024000000"));
+        assert!(predictor(|c| c.depth = 100_000).starts_with("depth = 100000: must be at least 1 and at most 1024"));
+        let head = |config: HeadConfig| config.check(HeadKind::Mlp).unwrap_err().to_string();
+        assert!(head(HeadConfig { hidden: 1 << 40, ..HeadConfig::default() }).starts_with("hidden = 1099511627776"));
+        assert!(head(HeadConfig { bottleneck: 0, ..HeadConfig::default() }).starts_with("bottleneck = 0"));
     }
 }

@@ -243,6 +243,11 @@ mod tests {
     use occlude_vit::{DropPath, GroupFactors, Vit, VitConfig};
 
     fn model(kind: PredictorKind) -> (Vit, Predictor) {
+        let (_, vit, predictor) = stored(kind);
+        (vit, predictor)
+    }
+
+    fn stored(kind: PredictorKind) -> (ParamStore, Vit, Predictor) {
         let encoder = VitConfig { dim: 16, depth: 1, heads: 2, patch: 2, registers: 4, ..VitConfig::default() };
         let settings = encoder.check(6).unwrap();
         let predictor = PredictorConfig { kind, dim: 8, depth: 2, heads: 1, ..PredictorConfig::default() };
@@ -251,7 +256,8 @@ mod tests {
         let mut store = ParamStore::frozen(Streams::new(4), DType::F64, &Device::Cpu);
         let mut scope = store.root();
         let vit = Vit::new(&mut scope, &settings, factors).unwrap();
-        (vit, Predictor::new(&mut scope, &predictor, &settings, factors).unwrap())
+        let predictor = Predictor::new(&mut scope, &predictor, &settings, factors).unwrap();
+        (store, vit, predictor)
     }
 
     /// Two images of 3 x 3 patches, three of them visible.
@@ -301,15 +307,7 @@ mod tests {
     #[test]
     fn the_global_feature_comes_from_the_first_block() {
         // Changing the second block changes predictions, not the pooled vector.
-        let encoder = VitConfig { dim: 16, depth: 1, heads: 2, patch: 2, registers: 0, ..VitConfig::default() };
-        let settings = encoder.check(6).unwrap();
-        let predictor = PredictorConfig { dim: 8, depth: 2, heads: 1, ..PredictorConfig::default() };
-        let predictor = predictor.check(&settings).unwrap();
-        let factors = GroupFactors { patch_embed_lr: 0.2, norm_wd: 0.1 };
-        let mut store = ParamStore::frozen(Streams::new(4), DType::F64, &Device::Cpu);
-        let mut scope = store.root();
-        let vit = Vit::new(&mut scope, &settings, factors).unwrap();
-        let predictor = Predictor::new(&mut scope, &predictor, &settings, factors).unwrap();
+        let (store, vit, predictor) = stored(PredictorKind::Cross);
         let images = sample(1, (2, 3, 6, 6)).unwrap();
         let both = || {
             let global = predictor.pooled(&vit, &images).unwrap().global.to_vec2::<f64>().unwrap();

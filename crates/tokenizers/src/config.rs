@@ -3,6 +3,9 @@
 use occlude_settings::{ConfigError, require};
 use serde::{Deserialize, Serialize};
 
+/// Most prototypes: far beyond any recipe, but small enough that no size computed from them overflows.
+const MOST_PROTOTYPES: usize = 1 << 24;
+
 /// Which tokens share the prototypes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -33,6 +36,10 @@ pub struct ClusteringConfig {
     pub lr: f64,
     /// Weight decay of prototypes and bias.
     pub weight_decay: f64,
+    /// Decays of the first and second moment: the optimizer of the prototypes is not the student's.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
 }
 
 impl Default for ClusteringConfig {
@@ -46,6 +53,8 @@ impl Default for ClusteringConfig {
             bias: true,
             lr: 5e-4,
             weight_decay: 0.01,
+            betas: (0.9, 0.95),
+            eps: 1e-8,
         }
     }
 }
@@ -67,12 +76,18 @@ impl ClusteringConfig {
     /// # Errors
     /// Names the first field whose value is not allowed.
     pub fn check(&self) -> Result<ClusteringSettings, ConfigError> {
-        require("prototypes", self.prototypes, "must be at least 2", |k| *k >= 2)?;
-        for (field, value) in [("target_temp", self.target_temp), ("pred_temp", self.pred_temp)] {
+        let allowed = format!("must be at least 2 and at most {MOST_PROTOTYPES}");
+        require("prototypes", self.prototypes, &allowed, |k| (2..=MOST_PROTOTYPES).contains(k))?;
+        // Without an iteration the exponentials of the scores would be the targets, of any size.
+        require("iterations", self.iterations, "must be at least 1", |n| *n >= 1)?;
+        for (field, value) in [("target_temp", self.target_temp), ("pred_temp", self.pred_temp), ("eps", self.eps)] {
             require(field, value, "must be positive", |t| *t > 0.0 && t.is_finite())?;
         }
         for (field, value) in [("lr", self.lr), ("weight_decay", self.weight_decay)] {
             require(field, value, "must be at least 0", |v| *v >= 0.0 && v.is_finite())?;
+        }
+        for beta in [self.betas.0, self.betas.1] {
+            require("betas", beta, "must be at least 0 and below 1", |b| (0.0..1.0).contains(b))?;
         }
         Ok(ClusteringSettings {
             prototypes: self.prototypes,
@@ -116,6 +131,10 @@ mod tests {
         assert!(refused(|c| c.prototypes = 1).starts_with("prototypes = 1: must be at least 2"));
         assert!(refused(|c| c.target_temp = 0.0).starts_with("target_temp = 0"));
         assert!(refused(|c| c.pred_temp = f64::NAN).starts_with("pred_temp = NaN"));
+        assert!(refused(|c| c.prototypes = 1 << 40).contains("at most 16777216"));
+        assert!(refused(|c| c.iterations = 0).starts_with("iterations = 0: must be at least 1"));
         assert!(refused(|c| c.lr = -1.0).starts_with("lr = -1"));
+        assert!(refused(|c| c.eps = 0.0).starts_with("eps = 0: must be positive"));
+        assert!(refused(|c| c.betas.1 = 1.0).starts_with("betas = 1"));
     }
 }

@@ -18,7 +18,14 @@ pub(crate) struct Chunk {
 }
 
 /// Tokens with the position leading.  [batch, patches, dim] -> [patches, batch, dim]
+///
+/// # Errors
+/// Another rank, or no tokens.
 pub(crate) fn by_position(features: &Tensor) -> Result<Tensor> {
+    let (batch, patches, _) = features.dims3()?;
+    if batch == 0 || patches == 0 {
+        return Err(Error::shape("targets", "features of at least one image and patch", features.dims()));
+    }
     Ok(features.detach().transpose(0, 1)?.contiguous()?)
 }
 
@@ -26,7 +33,7 @@ pub(crate) fn by_position(features: &Tensor) -> Result<Tensor> {
 /// [tokens, prototypes] are given by a function of the tokens [tokens, dim]. No gradient.  [predicted, prototypes]
 ///
 /// # Errors
-/// An index out of range, or those of `scores`.
+/// No tokens, an index out of range, or those of `scores`.
 pub fn balanced_targets(
     features: &Tensor,
     predict: &[u32],

@@ -5,6 +5,13 @@ use occlude_masking::Grid;
 use occlude_settings::{ConfigError, require};
 use serde::{Deserialize, Serialize};
 
+/// Largest width, depth and MLP ratio: far beyond any model, but small enough that no size computed from them overflows.
+const MOST_WIDTH: usize = 65_536;
+const MOST_DEPTH: usize = 1024;
+const MOST_MLP_RATIO: f64 = 64.0;
+/// Largest number of register tokens.
+const MOST_REGISTERS: usize = 4096;
+
 /// How tokens know where they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -100,11 +107,12 @@ impl VitConfig {
     /// Names the first field whose value is not allowed.
     pub fn check(&self, image: usize) -> Result<VitSettings, ConfigError> {
         check_heads(self.dim, self.heads, self.position)?;
-        require("depth", self.depth, "must be at least 1", |d| *d >= 1)?;
+        check_depth(self.depth)?;
         let patch = require("patch", self.patch, &format!("must divide the image size {image}"), |p| {
             *p >= 1 && image >= *p && image.is_multiple_of(*p)
         })?;
-        require("registers", self.registers, "must be 0 or a multiple of 4", |r| r.is_multiple_of(4))?;
+        let allowed = format!("must be 0 or a multiple of 4, at most {MOST_REGISTERS}");
+        require("registers", self.registers, &allowed, |r| r.is_multiple_of(4) && *r <= MOST_REGISTERS)?;
         let out_layer = self.out_layer.unwrap_or(self.depth);
         require("out_layer", out_layer, &format!("must be at most the depth {}", self.depth), |o| *o <= self.depth)?;
         let hidden = check_mlp_ratio(self.mlp_ratio, self.dim)?;
@@ -127,12 +135,30 @@ impl VitConfig {
     }
 }
 
+/// A width that can be built: shared with predictors and heads.
+///
+/// # Errors
+/// Names `field`: 0, or more than 65 536.
+pub fn check_width(field: &str, width: usize) -> Result<(), ConfigError> {
+    let allowed = format!("must be at least 1 and at most {MOST_WIDTH}");
+    require(field, width, &allowed, |w| (1..=MOST_WIDTH).contains(w)).map(|_| ())
+}
+
+/// A number of blocks that can be built: shared with predictors.
+///
+/// # Errors
+/// `depth` is 0, or more than 1024.
+pub fn check_depth(depth: usize) -> Result<(), ConfigError> {
+    let allowed = format!("must be at least 1 and at most {MOST_DEPTH}");
+    require("depth", depth, &allowed, |d| (1..=MOST_DEPTH).contains(d)).map(|_| ())
+}
+
 /// Width and heads fit each other: shared with predictors.
 ///
 /// # Errors
-/// `dim` is 0, `heads` does not divide it, or a head's size is not a multiple of 4 where positions are encoded.
+/// `dim` is no width ([`check_width`]), `heads` does not divide it, or a head's size is not a multiple of 4 where positions are encoded.
 pub fn check_heads(dim: usize, heads: usize, position: PositionKind) -> Result<(), ConfigError> {
-    require("dim", dim, "must be at least 1", |d| *d >= 1)?;
+    check_width("dim", dim)?;
     require("heads", heads, &format!("must divide dim = {dim}"), |h| *h >= 1 && dim.is_multiple_of(*h))?;
     if position == PositionKind::Rope {
         let allowed = format!("must give heads of a multiple of 4 channels: dim = {dim} gives {}", dim / heads);
@@ -143,9 +169,8 @@ pub fn check_heads(dim: usize, heads: usize, position: PositionKind) -> Result<(
 
 fn check_mlp_ratio(ratio: f64, dim: usize) -> Result<usize, ConfigError> {
     let hidden = (dim as f64 * ratio) as usize;
-    require("mlp_ratio", ratio, "must be positive and give at least one unit", |r| {
-        *r > 0.0 && r.is_finite() && hidden >= 1
-    })?;
+    let allowed = format!("must be positive, at most {MOST_MLP_RATIO}, and give at least one unit");
+    require("mlp_ratio", ratio, &allowed, |r| *r > 0.0 && *r <= MOST_MLP_RATIO && hidden >= 1)?;
     Ok(hidden)
 }
 
@@ -226,5 +251,18 @@ mod tests {
         assert!(refused(|c| c.mlp_ratio = f64::NAN).starts_with("mlp_ratio = NaN"));
         assert!(refused(|c| c.drop_path = 1.0).starts_with("drop_path = 1"));
         assert!(refused(|c| c.depth = 0).starts_with("depth = 0"));
+    }
+
+    #[test]
+    fn sizes_that_overflow_or_exhaust_memory_are_refused() {
+        assert!(
+            refused(|c| c.dim = 1_024_000_000).starts_with("dim = 1024000000: must be at least 1 and at most 65536")
+        );
+        assert!(refused(|c| c.depth = 100_000).starts_with("depth = 100000: must be at least 1 and at most 1024"));
+        assert!(
+            refused(|c| c.mlp_ratio = 1e18)
+                .starts_with("mlp_ratio = 1000000000000000000: must be positive, at most 64")
+        );
+        assert!(refused(|c| c.registers = 1 << 40).contains("at most 4096"));
     }
 }

@@ -31,7 +31,7 @@ impl PatchEmbed {
     /// The grid of `images` [batch, 3, height, width].
     ///
     /// # Errors
-    /// Not three channels, or a side that is not a multiple of the patch size.
+    /// No images, not three channels, or a side that is not a multiple of the patch size.
     pub fn grid(&self, images: &Tensor) -> Result<Grid> {
         grid_of(images, self.patch)
     }
@@ -56,13 +56,19 @@ impl PatchEmbed {
 
 fn grid_of(images: &Tensor, patch: usize) -> Result<Grid> {
     match *images.dims() {
-        [_, 3, height, width]
-            if patch > 0 && height >= patch && width >= patch && height % patch == 0 && width % patch == 0 =>
+        [batch, 3, height, width]
+            if batch > 0
+                && patch > 0
+                && height >= patch
+                && width >= patch
+                && height % patch == 0
+                && width % patch == 0 =>
         {
             Ok(Grid::new(height / patch, width / patch))
         }
         _ => {
-            let expected = format!("images [batch, 3, height, width] with sides that are multiples of {patch}");
+            let expected =
+                format!("at least one image, [batch, 3, height, width], with sides that are multiples of {patch}");
             Err(Error::shape("patch_embed", expected, images.dims()))
         }
     }
@@ -72,7 +78,7 @@ fn grid_of(images: &Tensor, patch: usize) -> Result<Grid> {
 /// row by row. No gradient.  [batch, 3, height, width] -> [patches, 3 * patch * patch]
 ///
 /// # Errors
-/// Not three channels, a side that is not a multiple of the patch size, or an index out of range.
+/// No images, not three channels, a side that is not a multiple of the patch size, or an index out of range.
 pub fn patch_rows(images: &Tensor, patch: usize, list: Option<&[u32]>) -> Result<Tensor> {
     let grid = grid_of(images, patch)?;
     let count = images.dim(0)? * grid.count();
@@ -143,5 +149,7 @@ mod tests {
         let images = Tensor::zeros((1, 3, 6, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
         assert!(patch_rows(&images, 3, None).unwrap_err().to_string().contains("multiples of 3"));
         assert!(patch_rows(&images, 2, Some(&[12])).unwrap_err().to_string().contains("patch 12"));
+        let none = Tensor::zeros((0, 3, 6, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert!(patch_rows(&none, 2, None).unwrap_err().to_string().contains("at least one image"));
     }
 }

@@ -34,7 +34,7 @@ mod parts;
 mod positions;
 
 pub use block::{Block, BlockShape, NORM_EPS};
-pub use config::{PositionKind, RegisterCoords, VitConfig, VitSettings, check_heads};
+pub use config::{PositionKind, RegisterCoords, VitConfig, VitSettings, check_depth, check_heads, check_width};
 pub use coords::{patch_coords, register_coords, scale_into_box};
 pub use drop_path::{DropPath, DropPathKind, Kept};
 pub use embed::{PatchEmbed, patch_rows};

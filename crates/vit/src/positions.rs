@@ -1,14 +1,15 @@
 //! The coordinates of a set of tokens, and the angles computed from them.
 
 use candle_core::{DType, Device, Tensor};
-use occlude_kernels::{Angles, Result, gather_rows};
+use occlude_kernels::{Angles, Error, Result, gather_rows};
 use std::cell::RefCell;
 
 /// Coordinates of the tokens of a batch. Angles are computed once for each distinct frequency table and shared by all
 /// attentions that use equal tables.
 ///
 /// Tables are compared by value at every use: loading a checkpoint writes new values into the tensors that blocks hold,
-/// so a comparison made earlier could be stale. A table has 2 x head_dim numbers; reading it costs nothing.
+/// so a comparison made earlier could be stale. A table has 2 x head_dim numbers: next to nothing to read on a CPU; on
+/// other devices each use waits for the work before it.
 #[derive(Debug)]
 pub struct Positions {
     coords: Tensor, // [batch, tokens, 2], or [1, tokens, 2] where all images agree
@@ -23,6 +24,10 @@ impl Positions {
     /// Lists of unequal length.
     pub fn each(images: &[Vec<[f64; 2]>], dtype: DType, device: &Device) -> Result<Self> {
         let tokens = images.first().map_or(0, Vec::len);
+        if let Some((image, list)) = images.iter().enumerate().find(|(_, list)| list.len() != tokens) {
+            let message = format!("image {image} has {} tokens, image 0 has {tokens}", list.len());
+            return Err(Error::argument("positions", message));
+        }
         let flat: Vec<f64> = images.iter().flatten().flatten().copied().collect();
         let coords = Tensor::from_vec(flat, (images.len(), tokens, 2), &Device::Cpu)?;
         Ok(Self::new(coords.to_dtype(dtype)?.to_device(device)?, images.len()))
@@ -77,5 +82,20 @@ impl Positions {
         let angles = Angles::new(&self.coords, table)?;
         self.angles.borrow_mut().push((values, angles.clone()));
         Ok(angles)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Positions;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn lists_of_unequal_length_are_refused() {
+        // As many coordinates as three lists of two would have.
+        let images = [vec![[0.0; 2]; 2], vec![[0.0; 2]; 1], vec![[0.0; 2]; 3]];
+        let error = Positions::each(&images, DType::F32, &Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("image 1 has 1 tokens, image 0 has 2"), "{error}");
+        assert!(Positions::each(&[], DType::F32, &Device::Cpu).is_ok());
     }
 }
