@@ -1,7 +1,7 @@
 //! Groups of parameters.
 
 use crate::Schedule;
-use candle_core::DType;
+use candle_core::{DType, Storage, Tensor};
 use occlude_kernels::{Error, Param, Result};
 
 /// Parameters that share a schedule and settings.
@@ -26,7 +26,7 @@ pub struct ParamGroup {
 /// The moving average of a group: a teacher.
 #[derive(Clone, Debug)]
 pub struct Ema {
-    /// One for each of the group's `params`, in their order; same shapes and dtypes.
+    /// One for each of the group's `params`, in their order; same shapes, dtypes and devices, memory of their own.
     pub averages: Vec<Param>,
     /// `average = m * average + (1 - m) * parameter`.
     pub momentum: Schedule,
@@ -55,12 +55,16 @@ impl ParamGroup {
         if let Some((what, value, _)) = numbers.iter().find(|(_, _, holds)| !holds) {
             return Err(refused(format!("group {}: {what} {value} is out of range", self.name)));
         }
+        // What follows is refused here, so that a step cannot fail halfway.
         for param in &self.params {
-            // Refused here, so that a step cannot fail halfway.
             if !matches!(param.tensor.dtype(), DType::F32 | DType::F64) {
                 let message = format!("{} holds {:?}; f32 or f64 is needed", param.name, param.tensor.dtype());
                 return Err(refused(message));
             }
+        }
+        let averages = self.ema.iter().flat_map(|ema| &ema.averages);
+        if let Some(param) = self.params.iter().chain(averages).find(|param| !param.tensor.is_contiguous()) {
+            return Err(refused(format!("{} has gaps: a contiguous tensor is needed", param.name)));
         }
         self.ema.as_ref().map_or(Ok(()), |ema| self.check_averages(ema))
     }
@@ -72,21 +76,29 @@ impl ParamGroup {
         }
         for (param, average) in self.params.iter().zip(&ema.averages) {
             let (source, target) = (&param.tensor, &average.tensor);
-            if source.dims() != target.dims() || source.dtype() != target.dtype() {
-                let message = format!(
-                    "{} ({:?}, {:?}) cannot be averaged in {} ({:?}, {:?})",
-                    param.name,
-                    source.dims(),
-                    source.dtype(),
-                    average.name,
-                    target.dims(),
-                    target.dtype()
-                );
-                return Err(refused(message));
+            if !alike(source, target) {
+                let (from, to) = (described(source), described(target));
+                return Err(refused(format!("{} ({from}) cannot be averaged in {} ({to})", param.name, average.name)));
             }
         }
         Ok(())
     }
+}
+
+/// Whether two tensors have one shape, dtype and device.
+pub(crate) fn alike(a: &Tensor, b: &Tensor) -> bool {
+    a.dims() == b.dims() && a.dtype() == b.dtype() && a.device().same_device(b.device())
+}
+
+/// Shape, dtype and device of a tensor in words.
+pub(crate) fn described(tensor: &Tensor) -> String {
+    format!("{:?} {:?} on {:?}", tensor.dims(), tensor.dtype(), tensor.device().location())
+}
+
+/// Identity of the memory behind a tensor.
+pub(crate) fn memory(tensor: &Tensor) -> *const Storage {
+    let (storage, _) = tensor.storage_and_layout();
+    std::ptr::from_ref(&*storage)
 }
 
 pub(crate) fn refused(message: impl Into<String>) -> Error {

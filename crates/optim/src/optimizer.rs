@@ -1,7 +1,7 @@
 //! The optimizer: one AdamW step of every group, with clipping and averages.
 
 use crate::ParamGroup;
-use crate::group::refused;
+use crate::group::{alike, described, memory, refused};
 use candle_core::{Device, Tensor};
 use occlude_kernels::{
     AdamWStep, Error, Factors, Gradients, Param, Result, Role, StateDict, adamw_step, assign, global_norm,
@@ -70,20 +70,22 @@ impl Optimizer {
     /// An optimizer of these groups. `clip` is the largest global gradient norm, over all groups together.
     ///
     /// # Errors
-    /// Two groups of one name, a tensor trained twice, settings out of range, averages that do not pair with their
-    /// parameters.
+    /// Two groups of one name, settings out of range, averages that do not pair with their parameters, a tensor with
+    /// gaps, or one memory behind two tensors.
     pub fn new(groups: Vec<ParamGroup>, clip: Option<f64>) -> Result<Self> {
         if let Some(clip) = clip.filter(|clip| !(*clip > 0.0 && clip.is_finite())) {
             return Err(refused(format!("clip {clip}: must be a finite number above 0")));
         }
-        let (mut names, mut tensors) = (HashSet::new(), HashSet::new());
+        let (mut names, mut memories) = (HashSet::new(), HashSet::new());
         for group in &groups {
             group.check()?;
             if !names.insert(group.name) {
                 return Err(refused(format!("two groups are called {}", group.name)));
             }
-            if let Some(twice) = group.params.iter().find(|param| !tensors.insert(param.tensor.id())) {
-                return Err(refused(format!("{} is in two groups, or twice in one", twice.name)));
+            let mut written = group.params.iter().chain(group.ema.iter().flat_map(|ema| &ema.averages));
+            if let Some(twice) = written.find(|param| !memories.insert(memory(&param.tensor))) {
+                let message = "is in two groups, twice in one, or shares its memory with another tensor";
+                return Err(refused(format!("{} {message}", twice.name)));
             }
         }
         let groups = groups.into_iter().map(Stepped::new).collect::<Result<_>>()?;
@@ -98,8 +100,8 @@ impl Optimizer {
     /// One step of every group at the schedules' values for `step`, then of every average.
     ///
     /// # Errors
-    /// A trained parameter without a gradient (named), a gradient of another shape or dtype, or, with clipping, a gradient
-    /// norm that is not finite. Nothing changes then.
+    /// A trained parameter without a gradient (named), a gradient of another shape, dtype or device or in the memory of
+    /// what it changes, or, with clipping, a gradient norm that is not finite. Nothing changes then.
     pub fn step(&mut self, gradients: &Gradients, step: u64) -> Result<StepReport> {
         let updates = self.groups.iter().map(|g| g.updates(gradients)).collect::<Result<Vec<_>>>()?;
         let (grad_scale, grad_norm) = self.clipping(&updates)?;
@@ -181,20 +183,18 @@ impl Stepped {
     /// Every trained parameter with its gradient, each checked.
     fn updates<'a>(&'a self, gradients: &'a Gradients) -> Result<Vec<Update<'a>>> {
         let mut updates = Vec::with_capacity(self.moments.len());
-        for (param, moments) in self.group.params.iter().zip(&self.moments) {
+        for (index, (param, moments)) in self.group.params.iter().zip(&self.moments).enumerate() {
             let (Role::Trained(factors), Some(moments)) = (param.role, moments) else { continue };
             let gradient =
                 gradients.get(&param.tensor).ok_or_else(|| refused(format!("{} has no gradient", param.name)))?;
-            if gradient.dims() != param.tensor.dims() || gradient.dtype() != param.tensor.dtype() {
-                let message = format!(
-                    "the gradient of {} is {:?} {:?}, the parameter {:?} {:?}",
-                    param.name,
-                    gradient.dtype(),
-                    gradient.dims(),
-                    param.tensor.dtype(),
-                    param.tensor.dims()
-                );
-                return Err(refused(message));
+            if !alike(gradient, &param.tensor) {
+                let (got, expected) = (described(gradient), described(&param.tensor));
+                return Err(refused(format!("the gradient of {} is {got}, the parameter {expected}", param.name)));
+            }
+            let average = self.group.average(index).map(|average| &average.tensor);
+            let mut written = [&param.tensor, &moments.first, &moments.second].into_iter().chain(average);
+            if written.any(|tensor| memory(tensor) == memory(gradient)) {
+                return Err(refused(format!("the gradient of {} lies in memory that the step writes", param.name)));
             }
             updates.push(Update { param, moments, factors, gradient });
         }
