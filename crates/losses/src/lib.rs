@@ -1,15 +1,16 @@
-//! Training losses with explicit reductions.
+//! Training losses.
 //!
-//! Every loss says how it is reduced; every one is a scalar in the dtype of the prediction. No gradient reaches a target.
+//! Every loss says how it is reduced (so far each is a mean); every one is a scalar in the dtype of the prediction. No
+//! gradient reaches a target.
 //! Source: CAPI, losses and ablations.
 //!
 //! Not here: where targets come from (`tokenizers`), models, temperatures as settings (`methods`).
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
-//! use occlude_losses::{Reduction, smooth_l1};
+//! use occlude_losses::smooth_l1;
 //! let (guess, target) = (Tensor::new(&[0.5_f64, 3.0], &Device::Cpu)?, Tensor::new(&[0.0_f64, 0.0], &Device::Cpu)?);
-//! assert_eq!(smooth_l1(&guess, &target, 1.0, Reduction::Sum)?.to_scalar::<f64>()?, 0.125 + 2.5);
+//! assert_eq!(smooth_l1(&guess, &target, 1.0)?.to_scalar::<f64>()?, (0.125 + 2.5) / 2.0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -18,34 +19,21 @@ use occlude_kernels::{Error, Result};
 
 pub use occlude_kernels::mean_row_entropy;
 
-/// How row or element losses become one number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reduction {
-    /// Their mean.
-    Mean,
-    /// Their sum.
-    Sum,
-}
-
-/// `-sum_k t_k * log_softmax(l / temperature)_k`, reduced over rows; rows are added in f64.
+/// `-sum_k t_k * log_softmax(l / temperature)_k`, the mean over rows; rows are added in f64.
 /// logits and targets: [rows, k]
 ///
 /// # Errors
 /// Shapes or dtypes that differ, or a temperature that is not positive.
-pub fn soft_cross_entropy(logits: &Tensor, targets: &Tensor, temperature: f64, reduction: Reduction) -> Result<Tensor> {
-    let mean = occlude_kernels::soft_cross_entropy(logits, &targets.detach(), temperature)?;
-    match reduction {
-        Reduction::Mean => Ok(mean),
-        Reduction::Sum => Ok((mean * logits.dim(0)? as f64)?),
-    }
+pub fn soft_cross_entropy(logits: &Tensor, targets: &Tensor, temperature: f64) -> Result<Tensor> {
+    occlude_kernels::soft_cross_entropy(logits, &targets.detach(), temperature)
 }
 
-/// Smooth L1 (Huber over `beta`), reduced over elements: `d^2 / (2 beta)` where `|d| < beta`, else `|d| - beta / 2`.
+/// Smooth L1 (Huber over `beta`), the mean over elements: `d^2 / (2 beta)` where `|d| < beta`, else `|d| - beta / 2`.
 /// prediction and target: same shape
 ///
 /// # Errors
-/// Shapes that differ, nothing to reduce, or a `beta` that is not positive.
-pub fn smooth_l1(prediction: &Tensor, target: &Tensor, beta: f64, reduction: Reduction) -> Result<Tensor> {
+/// Shapes that differ, no elements, or a `beta` that is not positive.
+pub fn smooth_l1(prediction: &Tensor, target: &Tensor, beta: f64) -> Result<Tensor> {
     if prediction.dims() != target.dims() || prediction.elem_count() == 0 {
         return Err(Error::shape("smooth_l1", format!("a target of shape {:?}", prediction.dims()), target.dims()));
     }
@@ -56,16 +44,12 @@ pub fn smooth_l1(prediction: &Tensor, target: &Tensor, beta: f64, reduction: Red
     let distance = (prediction - target.detach())?.abs()?;
     // With m = min(|d|, beta) held fixed, m (|d| - m / 2) / beta has the value and the slope of both branches.
     let capped = distance.detach().minimum(beta)?;
-    let each = ((&capped * (distance - (&capped * 0.5)?)?)? * (1.0 / beta))?;
-    match reduction {
-        Reduction::Mean => Ok(each.mean_all()?),
-        Reduction::Sum => Ok(each.sum_all()?),
-    }
+    Ok(((&capped * (distance - (&capped * 0.5)?)?)? * (1.0 / beta))?.mean_all()?)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Reduction, smooth_l1, soft_cross_entropy};
+    use super::{smooth_l1, soft_cross_entropy};
     use candle_core::{Device, Tensor, Var};
     use occlude_kernels::backward;
 
@@ -77,14 +61,14 @@ mod tests {
     fn smooth_l1_has_both_branches_and_their_slopes() {
         let x = Var::from_tensor(&values(&[0.5, -0.25, 3.0, -2.0, 1.0])).unwrap();
         let zero = values(&[0.0; 5]);
-        let loss = smooth_l1(&x, &zero, 1.0, Reduction::Sum).unwrap();
+        let loss = smooth_l1(&x, &zero, 1.0).unwrap();
         let expected = 0.125 + 0.03125 + 2.5 + 1.5 + 0.5;
-        assert!((loss.to_scalar::<f64>().unwrap() - expected).abs() < 1e-12);
+        assert!((loss.to_scalar::<f64>().unwrap() * 5.0 - expected).abs() < 1e-12);
         let gradients = backward(&loss).unwrap();
         let slopes: Vec<f64> = gradients.get(&x).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        assert_eq!(slopes, [0.5, -0.25, 1.0, -1.0, 1.0]);
-        let mean = smooth_l1(&x, &zero, 1.0, Reduction::Mean).unwrap().to_scalar::<f64>().unwrap();
-        assert!((mean - expected / 5.0).abs() < 1e-12);
+        for (slope, expected) in slopes.into_iter().zip([0.5, -0.25, 1.0, -1.0, 1.0]) {
+            assert!((slope * 5.0 - expected).abs() < 1e-12, "{slope}");
+        }
     }
 
     #[test]
@@ -92,10 +76,10 @@ mod tests {
         let (data, target) = ([0.7, -1.7, 0.2], values(&[0.4, 0.1, 0.15]));
         let loss = |data: &[f64]| {
             let x = values(data);
-            smooth_l1(&x, &target, 0.5, Reduction::Mean).unwrap().to_scalar::<f64>().unwrap()
+            smooth_l1(&x, &target, 0.5).unwrap().to_scalar::<f64>().unwrap()
         };
         let x = Var::from_tensor(&values(&data)).unwrap();
-        let gradients = backward(&smooth_l1(&x, &target, 0.5, Reduction::Mean).unwrap()).unwrap();
+        let gradients = backward(&smooth_l1(&x, &target, 0.5).unwrap()).unwrap();
         let slopes: Vec<f64> = gradients.get(&x).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         for at in 0..data.len() {
             let (mut up, mut down) = (data, data);
@@ -106,17 +90,23 @@ mod tests {
     }
 
     #[test]
-    fn reductions_differ_by_the_number_of_rows() {
+    fn cross_entropy_is_the_mean_over_rows_and_leaves_targets_alone() {
         let logits = Tensor::from_slice(&[0.1_f64, 0.4, -0.3, 0.0, 1.0, 2.0], (2, 3), &Device::Cpu).unwrap();
         let targets = Tensor::from_slice(&[0.2_f64, 0.3, 0.5, 1.0, 0.0, 0.0], (2, 3), &Device::Cpu).unwrap();
-        let of = |reduction| soft_cross_entropy(&logits, &targets, 0.5, reduction).unwrap().to_scalar::<f64>().unwrap();
-        assert!((of(Reduction::Sum) - 2.0 * of(Reduction::Mean)).abs() < 1e-12);
+        let (logits, targets) = (Var::from_tensor(&logits).unwrap(), Var::from_tensor(&targets).unwrap());
+        let loss = soft_cross_entropy(&logits, &targets, 0.5).unwrap();
+        let log_sum = |row: [f64; 3]| row.iter().map(|l| (l / 0.5).exp()).sum::<f64>().ln();
+        let first = log_sum([0.1, 0.4, -0.3]) - (0.2 * 0.1 + 0.3 * 0.4 - 0.5 * 0.3) / 0.5;
+        let expected = (first + log_sum([0.0, 1.0, 2.0])) / 2.0;
+        assert!((loss.to_scalar::<f64>().unwrap() - expected).abs() < 1e-12);
+        let gradients = backward(&loss).unwrap();
+        assert!(gradients.get(&logits).is_some() && gradients.get(&targets).is_none());
     }
 
     #[test]
     fn other_shapes_are_refused() {
-        let error = smooth_l1(&values(&[1.0]), &values(&[1.0, 2.0]), 1.0, Reduction::Mean).unwrap_err();
+        let error = smooth_l1(&values(&[1.0]), &values(&[1.0, 2.0]), 1.0).unwrap_err();
         assert!(error.to_string().contains("[1, 1]"), "{error}");
-        assert!(smooth_l1(&values(&[1.0]), &values(&[1.0]), f64::NAN, Reduction::Mean).is_err());
+        assert!(smooth_l1(&values(&[1.0]), &values(&[1.0]), f64::NAN).is_err());
     }
 }

@@ -1,8 +1,7 @@
 //! The masks of a batch as index lists.
 
-use crate::sampler::draw_first;
-use crate::{Grid, Mask, MaskSampler};
-use rand::Rng;
+use crate::{Grid, Mask, Masker};
+use occlude_random::{RngCore, choose};
 
 /// Why masks do not make a batch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -14,12 +13,6 @@ pub enum MaskError {
         /// How many were asked for.
         asked: usize,
         /// How many there are.
-        hidden: usize,
-    },
-    /// The share of hidden patches that is predicted truncates to none.
-    #[error("no patch is predicted: {hidden} hidden patches at this share give none; raise the share or set the count")]
-    NothingPredicted {
-        /// Hidden patches of an image.
         hidden: usize,
     },
     /// Two masks of a batch have different grids or hide different numbers of patches.
@@ -56,18 +49,11 @@ pub enum MaskError {
     },
 }
 
-/// How many of `hidden` patches are predicted: `count` where given, else the truncated product with `share`, as in the
-/// public code (0.05 of 166 is 8; the paper's table says 7, which no default gives).
-///
-/// # Errors
-/// None would be predicted, or more than are hidden.
-pub fn predict_count(hidden: usize, share: f64, count: Option<usize>) -> Result<usize, MaskError> {
-    let asked = count.unwrap_or((hidden as f64 * share) as usize);
-    match asked {
-        0 => Err(MaskError::NothingPredicted { hidden }),
-        _ if asked > hidden => Err(MaskError::TooManyPredicted { asked, hidden }),
-        _ => Ok(asked),
-    }
+/// How many of `hidden` patches are predicted at a share: the truncated product, as in the public code (0.05 of 166 is
+/// 8; the paper's table says 7, which no default gives).
+#[must_use]
+pub fn predict_count(hidden: usize, share: f64) -> usize {
+    (hidden as f64 * share) as usize
 }
 
 /// Index lists of a batch of masks. A flat index is `image * grid.count() + patch`.
@@ -94,8 +80,8 @@ impl BatchMask {
     ///
     /// # Errors
     /// More patches are to be predicted than are hidden, or the batch cannot be indexed.
-    pub fn draw<R: Rng>(
-        masker: &impl MaskSampler,
+    pub fn draw<R: RngCore>(
+        masker: &Masker,
         grid: Grid,
         batch: usize,
         predict: usize,
@@ -115,14 +101,14 @@ impl BatchMask {
     ///
     /// # Errors
     /// No masks, masks of different grids or counts, more predicted patches than hidden ones, fewer streams than masks.
-    pub fn from_masks<R: Rng>(masks: &[Mask], predict: usize, streams: &mut [R]) -> Result<Self, MaskError> {
+    pub fn from_masks<R: RngCore>(masks: &[Mask], predict: usize, streams: &mut [R]) -> Result<Self, MaskError> {
         if let Some(mask) = masks.iter().find(|mask| mask.hidden().len() < predict) {
             return Err(MaskError::TooManyPredicted { asked: predict, hidden: mask.hidden().len() });
         }
         let orders: Vec<Vec<u32>> = masks
             .iter()
             .zip(streams)
-            .map(|(mask, rng)| draw_first(&mut mask.hidden().to_vec(), predict, rng).to_vec())
+            .map(|(mask, rng)| choose(rng, &mut mask.hidden().to_vec(), predict).to_vec())
             .collect();
         Self::from_lists(masks, &orders)
     }

@@ -1,7 +1,7 @@
 //! A block of exactly `n` cells: the deterministic part of the block masks (CAPI's code; draws are handed in).
 
 use crate::Grid;
-use rand::Rng;
+use occlude_random::{RngCore, below, unit};
 
 /// Range of the logarithm of height / width from which the shape of a block of `cells` cells is drawn: the wanted
 /// aspects, cut to what the grid can hold.
@@ -67,20 +67,17 @@ pub struct BlockDraws {
 
 impl BlockDraws {
     /// Draws a block: aspect, row, column, then the roll where asked for.
-    pub fn draw<R: Rng + ?Sized>(grid: Grid, cells: usize, min_aspect: f64, roll: bool, rng: &mut R) -> Self {
+    pub fn draw<R: RngCore + ?Sized>(grid: Grid, cells: usize, min_aspect: f64, roll: bool, rng: &mut R) -> Self {
         if grid.count() == 0 || cells == 0 {
             return Self { log_aspect: 0.0, top: 0, left: 0, roll: Roll::default() };
         }
         let (low, high) = log_aspect_range(grid, cells, min_aspect);
-        let log_aspect = low + (high - low) * rng.random::<f64>();
+        let log_aspect = low + (high - low) * unit(rng);
         let shape = BlockShape::from_log_aspect(grid, cells, log_aspect);
-        let top = up_to(grid.rows - shape.height, rng);
-        let left = up_to(grid.cols - shape.width, rng);
-        let roll = if roll {
-            Roll { rows: up_to(grid.rows - 1, rng), cols: up_to(grid.cols - 1, rng) }
-        } else {
-            Roll::default()
-        };
+        let top = below(rng, grid.rows - shape.height + 1);
+        let left = below(rng, grid.cols - shape.width + 1);
+        let roll =
+            if roll { Roll { rows: below(rng, grid.rows), cols: below(rng, grid.cols) } } else { Roll::default() };
         Self { log_aspect, top, left, roll }
     }
 
@@ -97,9 +94,4 @@ impl BlockDraws {
         }
         flags
     }
-}
-
-/// A uniform integer in 0..=most. Drawn as u32, so that 32- and 64-bit machines draw the same.
-fn up_to<R: Rng + ?Sized>(most: usize, rng: &mut R) -> usize {
-    rng.random_range(0..=most as u32) as usize
 }

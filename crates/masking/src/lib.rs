@@ -11,10 +11,10 @@
 //!
 //! ```
 //! use occlude_masking::{BatchMask, Grid, MaskerConfig};
-//! use rand::SeedableRng;
+//! use occlude_random::Streams;
 //! let masker = MaskerConfig::default().check()?; // all but a rolled block, 65 % hidden
 //! let grid = Grid::new(14, 14);
-//! let stream = |image: usize| rand::rngs::StdRng::seed_from_u64(image as u64);
+//! let stream = |image: usize| Streams::new(0).stream("mask", 0, image as u64);
 //! let batch = BatchMask::draw(&masker, grid, 4, 6, stream)?;
 //! assert_eq!((batch.visible_per_image, batch.predict_per_image), (69, 6));
 //! assert_eq!(batch.visible.len(), 4 * 69);
@@ -31,6 +31,4 @@ pub use batch::{BatchMask, MaskError, predict_count};
 pub use block::{BlockDraws, BlockShape, Roll, log_aspect_range};
 pub use grid::Grid;
 pub use mask::Mask;
-pub use sampler::{
-    BlockMasker, InverseBlockMasker, MaskSampler, Masker, MaskerConfig, MaskerKind, RandomMasker, hidden_count,
-};
+pub use sampler::{Masker, MaskerConfig, MaskerKind, hidden_count};

@@ -35,13 +35,6 @@ impl Mask {
         &self.hidden
     }
 
-    /// Whether the patch at this row and column is hidden. Positions outside the grid are not.
-    #[must_use]
-    pub fn is_hidden(&self, row: usize, col: usize) -> bool {
-        let inside = row < self.grid.rows && col < self.grid.cols;
-        inside && self.hidden.binary_search(&((row * self.grid.cols + col) as u32)).is_ok()
-    }
-
     /// One flag a patch, row-major; `true` means hidden.
     #[must_use]
     pub fn flags(&self) -> Vec<bool> {
@@ -50,11 +43,5 @@ impl Mask {
             flags[*index as usize] = true;
         }
         flags
-    }
-
-    /// Hidden and visible exchanged.
-    #[must_use]
-    pub fn inverted(self) -> Self {
-        Self { grid: self.grid, visible: self.hidden, hidden: self.visible }
     }
 }

@@ -1,18 +1,9 @@
 //! The generators of masks and their settings.
 
 use crate::{BlockDraws, Grid, Mask};
+use occlude_random::{RngCore, choose};
 use occlude_settings::{ConfigError, require};
-use rand::Rng;
 use serde::{Deserialize, Serialize};
-
-/// Draws masks. Every mask drawn on one grid hides the same number of patches.
-pub trait MaskSampler {
-    /// How many patches of the grid are hidden.
-    fn hidden_count(&self, grid: Grid) -> usize;
-
-    /// Draws one mask from `rng`: equal generators give equal masks.
-    fn mask<R: Rng + ?Sized>(&self, grid: Grid, rng: &mut R) -> Mask;
-}
 
 /// Patches hidden at a ratio: the floating product, truncated, as in the public code (0.65 of 256 is 166).
 #[must_use]
@@ -62,54 +53,48 @@ impl MaskerConfig {
         let min_aspect = require("min_aspect", self.min_aspect, "must be above 0 and at most 1", |a| {
             *a >= f64::MIN_POSITIVE && *a <= 1.0
         })?;
-        let block = BlockMasker { ratio, roll: self.roll, min_aspect };
-        Ok(match self.kind {
-            MaskerKind::InverseBlock => Masker::InverseBlock(InverseBlockMasker { ratio, roll: self.roll, min_aspect }),
-            MaskerKind::Block => Masker::Block(block),
-            MaskerKind::Random => Masker::Random(RandomMasker { ratio }),
-        })
+        Ok(Masker { kind: self.kind, ratio, roll: self.roll, min_aspect })
     }
 }
 
-/// A checked generator, chosen by the settings.
+/// A checked generator. Every mask it draws on one grid hides the same number of patches.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Masker {
-    /// All but a block.
-    InverseBlock(InverseBlockMasker),
-    /// A block.
-    Block(BlockMasker),
-    /// Cells one by one.
-    Random(RandomMasker),
+pub struct Masker {
+    kind: MaskerKind,
+    ratio: f64,
+    roll: bool,
+    min_aspect: f64,
 }
 
 impl Masker {
-    /// As [`MaskSampler::hidden_count`].
+    /// How many patches of the grid are hidden.
     #[must_use]
     pub fn hidden_count(&self, grid: Grid) -> usize {
-        match self {
-            Self::InverseBlock(masker) => masker.hidden_count(grid),
-            Self::Block(masker) => masker.hidden_count(grid),
-            Self::Random(masker) => masker.hidden_count(grid),
-        }
+        hidden_count(grid, self.ratio)
     }
 
-    /// As [`MaskSampler::mask`].
-    pub fn mask<R: Rng + ?Sized>(&self, grid: Grid, rng: &mut R) -> Mask {
-        match self {
-            Self::InverseBlock(masker) => masker.mask(grid, rng),
-            Self::Block(masker) => masker.mask(grid, rng),
-            Self::Random(masker) => masker.mask(grid, rng),
+    /// Draws one mask: equal generators give equal masks.
+    pub fn mask<R: RngCore + ?Sized>(&self, grid: Grid, rng: &mut R) -> Mask {
+        let hidden = self.hidden_count(grid);
+        let mut block =
+            |cells: usize| BlockDraws::draw(grid, cells, self.min_aspect, self.roll, rng).block(grid, cells);
+        match self.kind {
+            MaskerKind::InverseBlock => {
+                let visible = block(grid.count() - hidden);
+                Mask::from_fn(grid, |index| !visible[index])
+            }
+            MaskerKind::Block => {
+                let hidden = block(hidden);
+                Mask::from_fn(grid, |index| hidden[index])
+            }
+            MaskerKind::Random => random(grid, hidden, rng),
         }
     }
 
     /// The share of patches that is hidden, before truncation to whole patches.
     #[must_use]
     pub fn ratio(&self) -> f64 {
-        match self {
-            Self::InverseBlock(masker) => masker.ratio,
-            Self::Block(masker) => masker.ratio,
-            Self::Random(masker) => masker.ratio,
-        }
+        self.ratio
     }
 
     /// Refuses a grid on which nothing would be hidden, or nothing seen: a small grid with an extreme ratio.
@@ -122,87 +107,16 @@ impl Masker {
             grid.rows, grid.cols
         );
         let hidden = self.hidden_count(grid);
-        require("ratio", self.ratio(), &allowed, |_| hidden >= 1 && hidden < grid.count()).map(|_| ())
+        require("ratio", self.ratio, &allowed, |_| hidden >= 1 && hidden < grid.count()).map(|_| ())
     }
 }
 
-impl MaskSampler for Masker {
-    fn hidden_count(&self, grid: Grid) -> usize {
-        self.hidden_count(grid)
+/// Hides `count` patches chosen uniformly without replacement.
+fn random<R: RngCore + ?Sized>(grid: Grid, count: usize, rng: &mut R) -> Mask {
+    let mut cells: Vec<u32> = (0..grid.count() as u32).collect();
+    let mut hidden = vec![false; grid.count()];
+    for cell in choose(rng, &mut cells, count) {
+        hidden[*cell as usize] = true;
     }
-
-    fn mask<R: Rng + ?Sized>(&self, grid: Grid, rng: &mut R) -> Mask {
-        self.mask(grid, rng)
-    }
-}
-
-/// The visible patches form one block. CAPI's default, with roll.
-#[derive(Clone, Debug, PartialEq)]
-pub struct InverseBlockMasker {
-    ratio: f64,
-    roll: bool,
-    min_aspect: f64,
-}
-
-impl MaskSampler for InverseBlockMasker {
-    fn hidden_count(&self, grid: Grid) -> usize {
-        hidden_count(grid, self.ratio)
-    }
-
-    fn mask<R: Rng + ?Sized>(&self, grid: Grid, rng: &mut R) -> Mask {
-        let visible = grid.count() - self.hidden_count(grid);
-        let block = BlockDraws::draw(grid, visible, self.min_aspect, self.roll, rng).block(grid, visible);
-        Mask::from_fn(grid, |index| !block[index])
-    }
-}
-
-/// The hidden patches form one block.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BlockMasker {
-    ratio: f64,
-    roll: bool,
-    min_aspect: f64,
-}
-
-impl MaskSampler for BlockMasker {
-    fn hidden_count(&self, grid: Grid) -> usize {
-        hidden_count(grid, self.ratio)
-    }
-
-    fn mask<R: Rng + ?Sized>(&self, grid: Grid, rng: &mut R) -> Mask {
-        let hidden = self.hidden_count(grid);
-        let block = BlockDraws::draw(grid, hidden, self.min_aspect, self.roll, rng).block(grid, hidden);
-        Mask::from_fn(grid, |index| block[index])
-    }
-}
-
-/// Hidden patches are chosen uniformly without replacement.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RandomMasker {
-    ratio: f64,
-}
-
-impl MaskSampler for RandomMasker {
-    fn hidden_count(&self, grid: Grid) -> usize {
-        hidden_count(grid, self.ratio)
-    }
-
-    fn mask<R: Rng + ?Sized>(&self, grid: Grid, rng: &mut R) -> Mask {
-        let mut cells: Vec<u32> = (0..grid.count() as u32).collect();
-        let mut hidden = vec![false; grid.count()];
-        for cell in draw_first(&mut cells, self.hidden_count(grid), rng) {
-            hidden[*cell as usize] = true;
-        }
-        Mask::from_fn(grid, |index| hidden[index])
-    }
-}
-
-/// Puts a uniformly random choice of `count` items, in random order, at the front of `items` and returns it
-/// (Fisher-Yates, stopped early). Our own, so that a stored run draws the same with a later `rand`.
-pub(crate) fn draw_first<'a, R: Rng + ?Sized>(items: &'a mut [u32], count: usize, rng: &mut R) -> &'a [u32] {
-    let len = items.len();
-    for place in 0..count.min(len) {
-        items.swap(place, rng.random_range(place as u32..len as u32) as usize);
-    }
-    &items[..count.min(len)]
+    Mask::from_fn(grid, |index| hidden[index])
 }

@@ -132,8 +132,10 @@ fn compare(name: &str, reference: &Tensors, grid: Grid, ours: &Statistics) {
     for (what, got) in ["visible_rows", "visible_cols", "masked_rows", "masked_cols"].iter().zip(&ours.histograms) {
         let expected = integers(reference, &format!("{name}.{what}_histogram"));
         let (chi_square, freedom) = two_sample_chi_square(got, &expected);
-        // Mean + 5 standard deviations of the distribution: passes a right generator at about 1 in 10^5 or better.
-        let bound = freedom as f64 + 5.0 * (2.0 * freedom as f64).sqrt();
+        // A right generator passes but for about once in a million, at any number of degrees of freedom k: the
+        // probability of more than k + 2 sqrt(k x) + 2 x is at most exp(-x) (Laurent and Massart 2000, lemma 1).
+        let (k, x) = (freedom as f64, 14.0);
+        let bound = k + 2.0 * (k * x).sqrt() + 2.0 * x;
         assert!(chi_square <= bound, "{name}.{what}: chi-square {chi_square} with {freedom} degrees of freedom");
     }
 }

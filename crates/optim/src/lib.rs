@@ -4,7 +4,7 @@
 //! same pass, their averages ([`Ema`]). Multipliers on the learning rate and weight decay come with each parameter
 //! (`Role::Trained`). Source: CAPI, schedules and optimisers.
 //!
-//! Invariants: a step that returns an error has changed nothing; averages are taken of parameters *after* their step; the
+//! Invariants: a step that is refused has changed nothing; averages are taken of parameters *after* their step; the
 //! state of an optimizer and a step's number decide everything a later step does, bit for bit.
 //! Not here: gradients (`kernels`), which parameters form a group (`methods`), when a step is skipped (`trainer`).
 //!
@@ -31,4 +31,4 @@ mod schedule;
 
 pub use group::{Ema, ParamGroup};
 pub use optimizer::{Optimizer, StepReport};
-pub use schedule::{Decay, Schedule, ScheduleConfig};
+pub use schedule::{Schedule, ScheduleConfig};

@@ -1,39 +1,23 @@
 //! Values that change over a run: learning rates and momenta.
 
 use occlude_settings::{ConfigError, Ruler, Span, require};
-use serde::{Deserialize, Serialize};
 
-/// How a schedule goes on after its warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Decay {
-    /// Half a cosine wave from `base` to `final`.
-    Cosine,
-    /// A straight line from `base` to `final`.
-    Linear,
-    /// `base` to the end.
-    Constant,
-}
-
-/// A schedule as written in a file. The defaults are CAPI's learning rate.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// A schedule, unchecked: a straight line, then half a cosine wave. The defaults are CAPI's learning rate. A recipe's
+/// file has its own keys (`method.optimizer`); its room fills this in.
+#[derive(Clone, Debug, PartialEq)]
 pub struct ScheduleConfig {
     /// Value at the first step of the warm-up.
     pub start: f64,
-    /// Value at the last step of the warm-up and at the first one after it.
+    /// Value at the last step of the warm-up (unless that is also its first) and at the first one after it.
     pub base: f64,
-    /// Value the decay aims at, and the value beyond the end.
-    #[serde(rename = "final")]
+    /// Value the cosine aims at (and reaches where `truncate` is 1), and the value beyond the end.
     pub end: f64,
     /// Length of the straight line from `start` to `base`.
     pub warmup: Span,
     /// Length of a part before the warm-up where the value is 0.
     pub freeze: Span,
-    /// Share of the decay that is run; the rest is cut off, so that a cosine with 0.8 ends near 0.0955 of `base`.
+    /// Share of the cosine that is run; the rest is cut off, so that one with 0.8 ends near 0.0955 of `base`.
     pub truncate: f64,
-    /// What follows the warm-up.
-    pub decay: Decay,
 }
 
 impl Default for ScheduleConfig {
@@ -46,15 +30,7 @@ impl ScheduleConfig {
     /// A learning rate that rises from 0 to `base` over a tenth of the run, then follows a truncated cosine.
     #[must_use]
     pub fn learning_rate(base: f64) -> Self {
-        Self {
-            start: 0.0,
-            base,
-            end: 0.0,
-            warmup: Span::Percent(10.0),
-            freeze: Span::Steps(0),
-            truncate: 0.8,
-            decay: Decay::Cosine,
-        }
+        Self { start: 0.0, base, end: 0.0, warmup: Span::Percent(10.0), freeze: Span::Steps(0), truncate: 0.8 }
     }
 
     /// A teacher momentum that falls from 1 to `base` over a tenth of the run, then rises again towards 1.
@@ -78,8 +54,8 @@ impl ScheduleConfig {
         let total = ruler.total_steps;
         let allowed = format!("steps and a freeze of {freeze} steps must fit into the run of {total} steps");
         require("warmup", warmup, &allowed, |w| freeze.saturating_add(*w) <= total)?;
-        let Self { start, base, end, truncate, decay, .. } = *self;
-        Ok(Schedule { start, base, end, freeze, warmup, total, truncate, decay, closed: false })
+        let Self { start, base, end, truncate, .. } = *self;
+        Ok(Schedule { start, base, end, freeze, warmup, total, truncate, closed: false })
     }
 }
 
@@ -94,8 +70,7 @@ pub struct Schedule {
     warmup: u64,
     total: u64,
     truncate: f64,
-    decay: Decay,
-    /// Whether the decay reaches its end at the last step, and not one step after it.
+    /// Whether the cosine reaches its end at the last step, and not one step after it.
     closed: bool,
 }
 
@@ -103,13 +78,7 @@ impl Schedule {
     /// The same value at every step.
     #[must_use]
     pub fn constant(value: f64) -> Self {
-        Self { decay: Decay::Constant, ..Self::closed(value, value, value, 0, u64::MAX) }
-    }
-
-    /// A straight line from `from` at step 0 to `to` at step `steps - 1`; `to` from there on.
-    #[must_use]
-    pub fn linear(from: f64, to: f64, steps: u64) -> Self {
-        Self { decay: Decay::Linear, ..Self::closed(from, from, to, 0, steps) }
+        Self::closed(value, value, value, 0, u64::MAX)
     }
 
     /// A straight line from 0 to `base` over `warmup` steps, then half a cosine to 0 at step `total - 1`, both with their
@@ -120,15 +89,12 @@ impl Schedule {
     }
 
     fn closed(start: f64, base: f64, end: f64, warmup: u64, total: u64) -> Self {
-        Self { start, base, end, freeze: 0, warmup, total, truncate: 1.0, decay: Decay::Cosine, closed: true }
+        Self { start, base, end, freeze: 0, warmup, total, truncate: 1.0, closed: true }
     }
 
     /// The value at `step` (0-based); beyond the end, the final value.
     #[must_use]
     pub fn at(&self, step: u64) -> f64 {
-        if self.decay == Decay::Constant && step >= self.freeze.saturating_add(self.warmup) {
-            return self.base;
-        }
         if step >= self.total {
             return self.end;
         }
@@ -141,17 +107,8 @@ impl Schedule {
         }
         let length = self.total - self.freeze - self.warmup;
         let last = if self.closed { length - 1 } else { length };
-        self.decayed(share(step - self.warmup, last))
-    }
-
-    /// The value after this share of the decay.
-    fn decayed(&self, share: f64) -> f64 {
-        let part = self.truncate * share;
-        match self.decay {
-            Decay::Constant => self.base,
-            Decay::Linear => self.base + (self.end - self.base) * part,
-            Decay::Cosine => self.end + 0.5 * (self.base - self.end) * (1.0 + (std::f64::consts::PI * part).cos()),
-        }
+        let part = self.truncate * share(step - self.warmup, last);
+        self.end + 0.5 * (self.base - self.end) * (1.0 + (std::f64::consts::PI * part).cos())
     }
 }
 
@@ -167,7 +124,7 @@ fn line(from: f64, to: f64, i: u64, last: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Decay, Schedule, ScheduleConfig};
+    use super::{Schedule, ScheduleConfig};
     use occlude_golden::set;
     use occlude_settings::{Ruler, Span};
     use serde_json::Value;
@@ -187,7 +144,6 @@ mod tests {
             warmup: steps("warmup_iters"),
             freeze: steps("freeze_iters"),
             truncate: number("truncate_cos", 1.0),
-            decay: Decay::Cosine,
         };
         config.check(ruler(arguments["total_iters"].as_u64().unwrap())).unwrap()
     }
@@ -229,23 +185,18 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_constants() {
-        let line = Schedule::linear(1.0, 3.0, 5);
-        assert_eq!([0, 1, 2, 4, 5, 99].map(|step| line.at(step)), [1.0, 1.5, 2.0, 3.0, 3.0, 3.0]);
+    fn a_constant_is_the_same_at_every_step() {
         let constant = Schedule::constant(0.7);
         assert_eq!([0, 1, u64::MAX].map(|step| constant.at(step)), [0.7; 3]);
-        let warmed = ScheduleConfig { decay: Decay::Constant, base: 2.0, ..ScheduleConfig::default() };
-        let warmed = warmed.check(ruler(20)).unwrap();
-        assert_eq!([0, 1, 2, 19, 50].map(|step| warmed.at(step)), [0.0, 2.0, 2.0, 2.0, 2.0]);
-        let falling = ScheduleConfig {
-            decay: Decay::Linear,
-            base: 2.0,
-            warmup: Span::Steps(0),
-            truncate: 1.0,
-            ..ScheduleConfig::default()
-        };
-        let falling = falling.check(ruler(4)).unwrap();
-        assert_eq!([0, 1, 2, 3, 4].map(|step| falling.at(step)), [2.0, 1.5, 1.0, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn the_probes_schedule_includes_both_ends_of_both_parts() {
+        let schedule = Schedule::warmup_cosine(1.0, 5, 50);
+        assert_eq!([0, 2, 4, 5].map(|step| schedule.at(step)), [0.0, 0.5, 1.0, 1.0]);
+        assert!(schedule.at(49).abs() < 1e-15);
+        assert!((5..49).all(|step| schedule.at(step) > schedule.at(step + 1)));
+        assert_eq!(Schedule::warmup_cosine(1.0, 0, 1).at(0), 1.0, "a single step is not lost to the warm-up");
     }
 
     #[test]
@@ -269,13 +220,5 @@ mod tests {
         assert!(refused(ScheduleConfig { end: f64::INFINITY, ..base() }).starts_with("final = inf"));
         assert!(refused(ScheduleConfig { truncate: f64::NAN, ..base() }).starts_with("truncate = NaN"));
         assert!(refused(ScheduleConfig { warmup: Span::Percent(120.0), ..base() }).starts_with("warmup.percent"));
-    }
-
-    #[test]
-    fn a_file_writes_final_and_refuses_unknown_keys() {
-        let read = |text: &str| serde_json::from_str::<ScheduleConfig>(text);
-        let config = read(r#"{"base": 0.5, "final": 0.25, "warmup": {"steps": 3}}"#).unwrap();
-        assert_eq!((config.base, config.end, config.warmup), (0.5, 0.25, Span::Steps(3)));
-        assert!(read(r#"{"peak": 0.5}"#).is_err());
     }
 }

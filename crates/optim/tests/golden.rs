@@ -49,10 +49,11 @@ fn assert_all_close(prefix: &str, params: &[Param], expected: &Tensors) {
     assert!(!params.is_empty());
     for param in params {
         let name = format!("{prefix}{}", param.name);
+        assert_eq!(param.tensor.dims(), expected[&name].dims(), "{name}");
         let flat = |tensor: &Tensor| -> Vec<f32> { tensor.flatten_all().unwrap().to_vec1().unwrap() };
-        let pairs = flat(&param.tensor).into_iter().zip(flat(&expected[&name]));
-        let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst <= 1e-6, "{name}: off by {worst}");
+        for (got, wanted) in flat(&param.tensor).into_iter().zip(flat(&expected[&name])) {
+            assert!((got - wanted).abs() <= 1e-6, "{name}: {got} against {wanted}");
+        }
     }
 }
 

@@ -4,9 +4,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use occlude_kernels::{Factors, Gradients, Init, Param, ParamStore, StateDict};
-use occlude_optim::{Ema, Optimizer, ParamGroup, Schedule, StepReport};
-use occlude_random::Streams;
-use rand::Rng;
+use occlude_optim::{Ema, Optimizer, ParamGroup, Schedule, ScheduleConfig, StepReport};
+use occlude_random::{Streams, unit};
+use occlude_settings::{Ruler, Span};
 
 const FACTORS: [(&str, Factors); 3] =
     [("plain", Factors::ONE), ("bias", Factors::NO_DECAY), ("slow", Factors { lr: 0.2, wd: 0.5 })];
@@ -22,11 +22,12 @@ fn store(seed: u64, dtype: DType) -> ParamStore {
 }
 
 fn lr() -> Schedule {
-    Schedule::linear(0.01, 0.05, 6)
+    Schedule::warmup_cosine(0.05, 3, 6)
 }
 
 fn momentum() -> Schedule {
-    Schedule::linear(0.9, 0.7, 6)
+    let config = ScheduleConfig { start: 0.9, base: 0.7, warmup: Span::Steps(3), ..ScheduleConfig::momentum(0.7) };
+    config.check(Ruler { steps_per_epoch: 1.0, total_steps: 6 }).unwrap()
 }
 
 fn group(student: &ParamStore, teacher: &ParamStore) -> ParamGroup {
@@ -39,7 +40,7 @@ fn gradients(store: &ParamStore, step: u64) -> Gradients {
     let mut gradients = Gradients::default();
     for (index, param) in store.trained().enumerate() {
         let mut stream = Streams::new(9).stream("gradient", step, index as u64);
-        let values: Vec<f64> = (0..param.tensor.elem_count()).map(|_| stream.random::<f64>() - 0.5).collect();
+        let values: Vec<f64> = (0..param.tensor.elem_count()).map(|_| unit(&mut stream) - 0.5).collect();
         let tensor = Tensor::from_vec(values, param.tensor.dims(), &Device::Cpu).unwrap();
         gradients.accumulate(param.tensor.id(), tensor.to_dtype(param.tensor.dtype()).unwrap()).unwrap();
     }
@@ -210,10 +211,17 @@ fn nothing_changes_on_error() {
     };
     let reshaped = with_last(Tensor::ones((3, 5), DType::F32, &Device::Cpu).unwrap());
     let double = with_last(Tensor::ones((5, 3), DType::F64, &Device::Cpu).unwrap());
+    let own = with_last(student.get("slow").unwrap().detach());
+    let averages = with_last(teacher.get("slow").unwrap().detach());
     let infinite = with_last(Tensor::full(f32::INFINITY, (5, 3), &Device::Cpu).unwrap());
-    for (gradients, named) in
-        [(missing, "slow has no gradient"), (reshaped, "slow"), (double, "slow"), (infinite, "norm is inf")]
-    {
+    for (gradients, named) in [
+        (missing, "slow has no gradient"),
+        (reshaped, "gradient of slow is [3, 5]"),
+        (double, "gradient of slow is [5, 3] F64"),
+        (own, "gradient of slow lies in memory"),
+        (averages, "gradient of slow lies in memory"),
+        (infinite, "norm is inf"),
+    ] {
         let message = optimizer.step(&gradients, 1).unwrap_err().to_string();
         assert!(message.contains(named), "{message}");
         assert_eq!(snapshot(&optimizer), before);
@@ -262,4 +270,9 @@ fn groups_that_do_not_fit_are_refused() {
     let wide = store(2, DType::F64);
     let wide = Ema { averages: wide.params().to_vec(), momentum: momentum() };
     assert!(refused(vec![ParamGroup { ema: Some(wide), ..base() }], None).contains("table"));
+    let shared = Ema { averages: student.params().to_vec(), momentum: momentum() };
+    assert!(refused(vec![ParamGroup { ema: Some(shared), ..base() }], None).contains("table is in two groups"));
+    let turned = |param: &Param| Param { tensor: param.tensor.copy().unwrap().t().unwrap(), ..param.clone() };
+    let gaps: Vec<Param> = student.params()[1..2].iter().map(turned).collect();
+    assert!(refused(vec![ParamGroup::adamw("main", &gaps, lr())], None).contains("plain has gaps"));
 }

@@ -23,6 +23,7 @@ use crate::config::LinearSettings;
 use crate::features::FeatureSet;
 use crate::subset::shuffle;
 use crate::{Error, Result};
+use occlude_optim::Schedule;
 use occlude_random::Streams;
 use serde::{Deserialize, Serialize};
 
@@ -165,26 +166,18 @@ fn train_all(
 ) -> Result<()> {
     let dim = probes.dim();
     let mut order = Order::new(samples.labels.len(), streams);
+    let total = settings.iterations as u64;
+    let schedule = Schedule::warmup_cosine(1.0, total / 10, total);
     for iteration in 0..settings.iterations {
         let rows: Vec<usize> = (0..settings.batch).map(|_| order.take()).collect();
         let features = gather(dim, &samples.features, &rows);
         let labels: Vec<u32> = rows.iter().map(|&row| samples.labels[row]).collect();
         // The linear scaling rule of the reference, whose sweep is stated for 256 images.
-        let factor = schedule(iteration, settings.iterations) * settings.batch as f64 / 256.0;
+        let factor = schedule.at(iteration as u64) * settings.batch as f64 / 256.0;
         probes.step(features, &labels, factor)?;
         progress(iteration + 1, settings.iterations);
     }
     Ok(())
-}
-
-/// Linear warm-up over a tenth, both ends included, then a half cosine, both ends included.
-fn schedule(iteration: usize, iterations: usize) -> f64 {
-    let warm_up = iterations / 10;
-    let share = |place: usize, count: usize| place as f64 / (count.max(2) - 1) as f64;
-    if iteration < warm_up {
-        return share(iteration, warm_up);
-    }
-    (1.0 + (std::f64::consts::PI * share(iteration - warm_up, iterations - warm_up)).cos()) / 2.0
 }
 
 /// Mean and deviation of every feature over the training rows.

@@ -1,6 +1,6 @@
 //! The linear probe against known problems and the reference tensors.
 
-use super::{linear_probe, schedule};
+use super::linear_probe;
 use crate::{Error, FeatureSet, LinearConfig};
 use occlude_random::Streams;
 use rand::Rng;
@@ -72,13 +72,4 @@ fn rows_without_label_are_left_out_and_none_at_all_is_refused() {
     assert!(matches!(probe(&train, &test, &quick()), Err(Error::TooFew { got: 5, .. })));
     train.labels.fill(None);
     assert!(matches!(probe(&train, &test, &quick()), Err(Error::NoLabels { .. })));
-}
-
-#[test]
-fn the_schedule_is_the_specified_one() {
-    let values: Vec<f64> = (0..50).map(|iteration| schedule(iteration, 50)).collect();
-    assert_eq!((values[0], values[2], values[4], values[5]), (0.0, 0.5, 1.0, 1.0));
-    assert!(values[49].abs() < 1e-15);
-    assert!(values[5..].windows(2).all(|pair| pair[0] > pair[1]));
-    assert_eq!(schedule(0, 1), 1.0, "a single step is not lost to the warm-up");
 }

@@ -2,7 +2,7 @@
 
 use occlude_heads::{HeadConfig, HeadKind, HeadSettings, PredictorConfig, PredictorSettings};
 use occlude_masking::{Masker, MaskerConfig, predict_count};
-use occlude_optim::{Decay, Schedule, ScheduleConfig};
+use occlude_optim::{Schedule, ScheduleConfig};
 use occlude_settings::{ConfigError, Ruler, Span, require};
 use occlude_tokenizers::{ClusteringConfig, ClusteringSettings};
 use occlude_vit::{GroupFactors, VitConfig, VitSettings};
@@ -245,11 +245,9 @@ impl CapiConfig {
             let allowed = format!("must be at least 1 and at most the {hidden} hidden patches of this grid");
             return require("prediction.count", count, &allowed, |c| *c >= 1 && *c <= hidden);
         }
-        predict_count(hidden, subsampling, None).map_err(|_| {
-            let message =
-                format!("predicts no patch of this grid ({hidden} are hidden): raise it or set prediction.count");
-            ConfigError::new("prediction.subsampling", subsampling, message)
-        })
+        let allowed = format!("predicts no patch of this grid ({hidden} are hidden): raise it or set prediction.count");
+        let predicted = predict_count(hidden, subsampling);
+        require("prediction.subsampling", subsampling, &allowed, |_| predicted >= 1).map(|_| predicted)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{CapiSettings, LossKind, Network};
 use candle_core::{DType, Tensor};
 use occlude_kernels::{Gradients, ParamStore, Result, gather_rows, layer_norm};
-use occlude_losses::{Reduction, mean_row_entropy, smooth_l1, soft_cross_entropy};
+use occlude_losses::{mean_row_entropy, smooth_l1, soft_cross_entropy};
 use occlude_masking::BatchMask;
 use occlude_tokenizers::{Assigned, ClusteringSettings, SinkhornClustering, balanced_targets};
 
@@ -75,8 +75,8 @@ impl Targets {
     /// The student's loss, a scalar.  guess, targets: [predicted, prototypes or dim]
     pub(super) fn loss(&self, guess: &Tensor, targets: &Tensor, temperature: f64) -> Result<Tensor> {
         match self {
-            Self::Features { .. } => smooth_l1(guess, targets, 1.0, Reduction::Mean),
-            _ => soft_cross_entropy(guess, targets, temperature, Reduction::Mean),
+            Self::Features { .. } => smooth_l1(guess, targets, 1.0),
+            _ => soft_cross_entropy(guess, targets, temperature),
         }
     }
 
