@@ -156,7 +156,7 @@ impl RunConfig {
             _ => error.inside("data.loader"),
         })?;
         let ruler = training.ruler();
-        let method = self.method.check(crop.size(), training.batch(), training.steps(), ruler);
+        let method = self.method.check(crop.size(), training.batch(), ruler);
         let method = inside("method", method)?;
         self.reachable(images, method.grid().count())?;
         let probe = inside("probe", self.probe.check(ruler))?;

@@ -54,19 +54,12 @@ impl MethodConfig {
         }
     }
 
-    /// Checks the settings for square images of `image_size` pixels, batches of `batch` images and `total_steps` steps,
-    /// of which `ruler` knows how many make an epoch.
+    /// Checks the settings for square images of `image_size` pixels, batches of `batch` images and a run as long as
+    /// `ruler` says.
     ///
     /// # Errors
     /// Names the first field whose value is not allowed.
-    pub fn check(
-        &self,
-        image_size: usize,
-        batch: usize,
-        total_steps: u64,
-        ruler: Ruler,
-    ) -> Result<CheckedMethod, ConfigError> {
-        let ruler = Ruler { total_steps, ..ruler };
+    pub fn check(&self, image_size: usize, batch: usize, ruler: Ruler) -> Result<CheckedMethod, ConfigError> {
         match self {
             Self::Capi(config) => Ok(CheckedMethod::Capi(Box::new(config.check(image_size, batch, ruler)?))),
         }

@@ -16,8 +16,8 @@
 //! (config.encoder.dim, config.encoder.depth, config.encoder.heads, config.encoder.patch) = (32, 1, 2, 4);
 //! (config.predictor.dim, config.predictor.depth, config.predictor.heads) = (32, 1, 2);
 //! config.clustering.prototypes = 64;
-//! let ruler = Ruler { steps_per_epoch: 50.0, total_steps: 0 };
-//! let checked = MethodConfig::Capi(Box::new(config)).check(32, 64, 1000, ruler)?;
+//! let ruler = Ruler { steps_per_epoch: 50.0, total_steps: 1000 };
+//! let checked = MethodConfig::Capi(Box::new(config)).check(32, 64, ruler)?;
 //! let method = checked.build(Streams::new(0), DType::F32, &Device::Cpu)?;
 //! assert!(method.state().contains_key("student_ema.backbone.mask_token"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -196,6 +196,7 @@ impl CapiConfig {
     pub fn check(&self, image_size: usize, batch: usize, ruler: Ruler) -> Result<CapiSettings, ConfigError> {
         let encoder = self.encoder.check(image_size).map_err(|e| e.inside("encoder"))?;
         let predictor = self.predictor.check(&encoder).map_err(|e| e.inside("predictor"))?;
+        self.check_widths(predictor.dim(), encoder.dim())?;
         let clustering = self.clustering.check().map_err(|e| e.inside("clustering"))?;
         let masker = self.mask.check().map_err(|e| e.inside("mask"))?;
         masker.fits(encoder.grid()).map_err(|e| e.inside("mask"))?;
@@ -207,8 +208,8 @@ impl CapiConfig {
             head: self.check_head()?,
             predicted: self.check_prediction(masker.hidden_count(encoder.grid()))?,
             factors: self.optimizer.factors()?,
-            student: self.optimizer.recipe(self.optimizer.lr, self.optimizer.weight_decay, "optimizer", ruler)?,
-            prototypes: self.optimizer.recipe(self.clustering.lr, self.clustering.weight_decay, "clustering", ruler)?,
+            student: self.optimizer.student(ruler)?,
+            prototypes: self.optimizer.prototypes(&self.clustering, ruler)?,
             momentum: self.optimizer.check_momentum(ruler)?,
             encoder,
             predictor,
@@ -217,6 +218,12 @@ impl CapiConfig {
         };
         settings.warn_of_small_batches(batch);
         Ok(settings)
+    }
+
+    /// The teacher's head scores the encoder's features, and is shaped like the student's, which scores predictions.
+    fn check_widths(&self, predictor: usize, encoder: usize) -> Result<(), ConfigError> {
+        let allowed = format!("must equal encoder.dim = {encoder} with loss = \"ibot\": one head reads both");
+        require("predictor.dim", predictor, &allowed, |p| self.loss != LossKind::Ibot || *p == encoder).map(|_| ())
     }
 
     /// The head follows the loss unless it is written; a class needs prototypes, a feature needs none.
@@ -263,19 +270,26 @@ impl CapiOptimizerConfig {
     fn schedule(&self, start: f64, base: f64, end: f64, ruler: Ruler) -> Result<Schedule, ConfigError> {
         let Self { warmup, truncate, .. } = *self;
         let freeze = Span::Steps(0);
-        let config = ScheduleConfig { start, base, end, warmup, freeze, truncate, decay: Decay::Cosine };
+        let config = ScheduleConfig { start, base, end, warmup, freeze, truncate };
         config.check(ruler).map_err(|e| e.inside("optimizer"))
     }
 
-    fn recipe(&self, lr: f64, weight_decay: f64, table: &str, ruler: Ruler) -> Result<Recipe, ConfigError> {
-        let not_negative = |v: &f64| *v >= 0.0 && v.is_finite();
-        require(&format!("{table}.lr"), lr, "must be at least 0", not_negative)?;
-        require(&format!("{table}.weight_decay"), weight_decay, "must be at least 0", not_negative)?;
-        require("optimizer.eps", self.eps, "must be positive", |e| *e > 0.0 && e.is_finite())?;
-        for beta in [self.betas.0, self.betas.1] {
+    fn student(&self, ruler: Ruler) -> Result<Recipe, ConfigError> {
+        let Self { lr, weight_decay, betas, eps, .. } = *self;
+        for (field, value) in [("optimizer.lr", lr), ("optimizer.weight_decay", weight_decay)] {
+            require(field, value, "must be at least 0", |v| *v >= 0.0 && v.is_finite())?;
+        }
+        require("optimizer.eps", eps, "must be positive", |e| *e > 0.0 && e.is_finite())?;
+        for beta in [betas.0, betas.1] {
             require("optimizer.betas", beta, "must be at least 0 and below 1", |b| (0.0..1.0).contains(b))?;
         }
-        Ok(Recipe { lr: self.schedule(0.0, lr, 0.0, ruler)?, weight_decay, betas: self.betas, eps: self.eps })
+        Ok(Recipe { lr: self.schedule(0.0, lr, 0.0, ruler)?, weight_decay, betas, eps })
+    }
+
+    /// The optimizer of the prototypes (checked with the clustering) on the common shape of schedule.
+    fn prototypes(&self, clustering: &ClusteringConfig, ruler: Ruler) -> Result<Recipe, ConfigError> {
+        let ClusteringConfig { lr, weight_decay, betas, eps, .. } = *clustering;
+        Ok(Recipe { lr: self.schedule(0.0, lr, 0.0, ruler)?, weight_decay, betas, eps })
     }
 
     fn check_momentum(&self, ruler: Ruler) -> Result<Schedule, ConfigError> {
@@ -290,8 +304,8 @@ impl CapiOptimizerConfig {
 }
 
 impl CapiSettings {
-    /// Each prototype's mass is shared by so few samples that targets spread over many prototypes: the entropy of the
-    /// targets starts near ln(prototypes / samples). It trains, but towards little.
+    /// Each prototype's mass is shared by so few samples that every token spreads over about prototypes / samples of
+    /// them: the entropy of the targets starts near the logarithm of that. It trains, but towards little.
     fn warn_of_small_batches(&self, batch: usize) {
         const FAR: usize = 4;
         let prototypes = self.clustering.prototypes();
@@ -300,8 +314,9 @@ impl CapiSettings {
             tracing::warn!(
                 prototypes,
                 samples,
-                "{prototypes} prototypes are shared among {samples} samples: targets will be nearly uniform; \
-                 lower clustering.prototypes, raise the batch size or set clustering.sinkhorn = \"standard\""
+                "{prototypes} prototypes are shared among {samples} samples: every token's target will spread over \
+                 about {} of them; lower clustering.prototypes, raise the batch size or set clustering.sinkhorn = \"standard\"",
+                prototypes / samples.max(1)
             );
         }
     }

@@ -52,7 +52,10 @@ impl Golden {
         clustering.iterations = int(&given["n_sk_iter"]);
         clustering.bias = given["bias"].as_bool().unwrap();
         clustering.lr = float(&c["schedule"]["clustering_lr"]);
-        clustering.weight_decay = float(&c["clustering_optimizer"]["weight_decay"]);
+        let given = &c["clustering_optimizer"];
+        clustering.weight_decay = float(&given["weight_decay"]);
+        clustering.betas = (float(&given["betas"][0]), float(&given["betas"][1]));
+        clustering.eps = float(&given["eps"]);
         config.mask.ratio = float(&c["mask_ratio"]);
         config.prediction.subsampling = float(&c["prediction_subsampling"]);
         let (optimizer, given, schedule) = (&mut config.optimizer, &c["optimizer"], &c["schedule"]);
@@ -110,10 +113,10 @@ pub(super) fn scalar(tensor: &Tensor) -> f64 {
     tensor.to_dtype(DType::F64).unwrap().to_scalar().unwrap()
 }
 
-/// Fails unless `got` is within `bound` of `reference`, relative to `reference`.
+/// Fails unless `got` is within `bound` of `reference`, relative to `reference`; 0 must be met exactly.
 pub(super) fn assert_number(name: &str, got: f64, reference: f64, bound: f64) {
-    let difference = (got - reference).abs() / reference.abs();
-    assert!(difference <= bound, "{name}: {got} against {reference}, relative difference {difference:.2e}");
+    let difference = (got - reference).abs();
+    assert!(difference <= bound * reference.abs(), "{name}: {got} against {reference}, {difference:.2e} apart");
 }
 
 /// A configuration that runs in milliseconds.

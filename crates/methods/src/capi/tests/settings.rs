@@ -3,7 +3,7 @@
 use super::{TINY_BATCH, TINY_IMAGE, TINY_RULER, tiny};
 use crate::MethodConfig;
 use crate::capi::{CapiConfig, LossKind};
-use occlude_heads::HeadKind;
+use occlude_heads::{HeadKind, PredictorKind};
 use occlude_settings::{Ruler, Span};
 
 const RULER: Ruler = Ruler { steps_per_epoch: 100.0, total_steps: 500_000 };
@@ -42,6 +42,7 @@ fn each_refusal_names_its_field() {
     assert!(refused(|c| c.optimizer.warmup = Span::Steps(30)).starts_with("optimizer.warmup = 30"));
     assert!(refused(|c| c.optimizer.momentum.base = 1.5).starts_with("optimizer.momentum.base = 1.5"));
     assert!(refused(|c| c.optimizer.betas.1 = 1.0).starts_with("optimizer.betas = 1"));
+    assert!(refused(|c| c.clustering.betas.0 = -0.1).starts_with("clustering.betas = -0.1"));
     let none = refused(|c| c.prediction.subsampling = 0.05);
     assert_eq!(
         none,
@@ -55,6 +56,26 @@ fn a_head_that_does_not_fit_the_loss_is_refused() {
     assert!(feature.starts_with("head.kind = linear: must be `identity`"), "{feature}");
     let class = refused(|c| c.head.kind = Some(HeadKind::Identity));
     assert!(class.starts_with("head.kind = identity: must be `linear` or `mlp`"), "{class}");
+}
+
+#[test]
+fn the_ibot_head_reads_one_width() {
+    let wider = |c: &mut CapiConfig| (c.loss, c.predictor.dim) = (LossKind::Ibot, 24);
+    let message = refused(wider);
+    assert!(message.starts_with("predictor.dim = 24: must equal encoder.dim = 16 with loss = \"ibot\""), "{message}");
+    let mut fused = tiny();
+    wider(&mut fused);
+    fused.predictor.kind = PredictorKind::Fused;
+    assert!(fused.check(TINY_IMAGE, TINY_BATCH, TINY_RULER).is_ok(), "a fused predictor has the encoder's width");
+}
+
+#[test]
+fn prototypes_have_an_optimizer_of_their_own() {
+    let mut config = tiny();
+    (config.clustering.betas, config.clustering.eps) = ((0.8, 0.99), 1e-6);
+    let settings = config.check(TINY_IMAGE, TINY_BATCH, TINY_RULER).unwrap();
+    assert_eq!((settings.prototypes.betas, settings.prototypes.eps), ((0.8, 0.99), 1e-6));
+    assert_eq!((settings.student.betas, settings.student.eps), ((0.9, 0.95), 1e-8));
 }
 
 #[test]
