@@ -27,7 +27,7 @@ pub struct StepContext {
 /// What one step gives: losses by name, numbers to log, gradients.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// Losses by name, in the order they were computed. The trainer stops on one that is not finite.
+    /// Losses by name, the one the student is trained on first. The trainer stops on one that is not finite.
     pub losses: Vec<(&'static str, f64)>,
     /// Other numbers to log (target entropy).
     pub metrics: Vec<(&'static str, f64)>,

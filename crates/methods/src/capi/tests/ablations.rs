@@ -68,8 +68,9 @@ fn batch() -> ViewBatch {
     ViewBatch { views: vec![pictures(TINY_BATCH, TINY_IMAGE)], ids: (0..TINY_BATCH as u64).collect() }
 }
 
-fn largest(tensor: &Tensor) -> f64 {
-    tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+/// The sum of all magnitudes: not finite if any entry is not (candle's `max` passes over NaN).
+fn size(tensor: &Tensor) -> f64 {
+    tensor.to_dtype(DType::F64).unwrap().abs().unwrap().sum_all().unwrap().to_scalar().unwrap()
 }
 
 #[test]
@@ -85,7 +86,7 @@ fn every_trained_tensor_has_a_gradient() {
                 continue;
             }
             let gradient = gradient.unwrap_or_else(|| panic!("{name}: {} has no gradient", param.name));
-            let size = largest(gradient);
+            let size = size(gradient);
             assert!(size.is_finite() && size > 0.0, "{name}: gradient of {} has size {size}", param.name);
         }
     }
@@ -105,8 +106,9 @@ fn every_variant_is_stepped_and_its_teacher_follows() {
         }
         let after = capi.state();
         for (parameter, old) in &before {
-            let moved = largest(&(&after[parameter] - old).unwrap()) > 0.0;
-            assert_eq!(moved, !parameter.ends_with("rope.freqs"), "{name}: {parameter}");
+            let moved = size(&(&after[parameter] - old).unwrap());
+            assert!(moved.is_finite(), "{name}: {parameter}");
+            assert_eq!(moved > 0.0, !parameter.ends_with("rope.freqs"), "{name}: {parameter}");
         }
     }
 }
@@ -241,7 +243,7 @@ fn more_than_one_view_is_refused() {
 #[test]
 fn a_method_is_built_from_its_config() {
     let config = MethodConfig::Capi(Box::new(tiny()));
-    let checked = config.check(TINY_IMAGE, TINY_BATCH, 20, TINY_RULER).unwrap();
+    let checked = config.check(TINY_IMAGE, TINY_BATCH, TINY_RULER).unwrap();
     let method = checked.build(Streams::new(7), DType::F32, &candle_core::Device::Cpu).unwrap();
     assert_eq!((method.name(), checked.patch_size()), (config.name(), 4));
 }

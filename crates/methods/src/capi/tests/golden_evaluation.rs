@@ -27,7 +27,10 @@ fn golden_capi_features() {
         };
         close("feature_map", &map);
         close("global", &features.global.unwrap());
-        close("registers", &features.registers.unwrap());
+        match &features.registers {
+            Some(registers) => close("registers", registers),
+            None => assert_eq!(golden.config["n_registers"], 0, "{name}: registers are missing"),
+        }
         compared += 1;
     }
     assert!(compared > 0, "the file holds images");
@@ -36,6 +39,7 @@ fn golden_capi_features() {
 #[test]
 fn golden_capi_features_of_an_earlier_block() {
     let (Some(golden), Some(reference)) = (Golden::find(), set("capi").tensors("eval_forward")) else { return };
+    let mut compared = 0;
     for name in reference.keys().filter_map(|name| name.strip_suffix(".feature_map")) {
         let Some((layer, images)) = name.strip_prefix("out_layer").and_then(|rest| rest.split_once('.')) else {
             continue;
@@ -48,7 +52,9 @@ fn golden_capi_features_of_an_earlier_block() {
         assert_close(name, &features.patches.reshape(expected.dims()).unwrap(), expected, FEATURES);
         let global = format!("{name}.global");
         assert_close(&global, &features.global.unwrap(), &reference[&global], FEATURES);
+        compared += 1;
     }
+    assert!(compared > 0, "the file holds features of an earlier block");
 }
 
 #[test]

@@ -21,8 +21,11 @@ fn recorded_config(stats: &Value) -> CapiConfig {
     };
     let mut config = CapiConfig::default();
     let head_dim = shape("backbone.encoder.blocks.0.residual1.fn.rope.freqs", 1);
-    config.encoder.dim = shape("backbone.registers", 2);
-    config.encoder.registers = shape("backbone.registers", 1);
+    config.encoder.dim = shape("backbone.patch_embed.weight", 0);
+    let registers = stats.get("backbone.registers").is_some();
+    config.encoder.registers = if registers { shape("backbone.registers", 1) } else { 0 };
+    let hidden = shape("backbone.encoder.blocks.0.residual2.fn.fc1.weight", 0);
+    config.encoder.mlp_ratio = (hidden as f64 + 0.5) / config.encoder.dim as f64; // the product is truncated
     config.encoder.patch = shape("backbone.patch_embed.weight", 2);
     (config.encoder.depth, config.predictor.depth) = (1, 1);
     config.encoder.heads = config.encoder.dim / head_dim;
@@ -50,8 +53,8 @@ fn golden_capi_start_values() {
     }
 }
 
-/// Mean and deviation within seven standard errors; the ends of a uniform range within 5 %, extremes of a normal sample
-/// roughly.
+/// Mean and deviation within seven standard errors; the ends of a uniform range within 5 % (more where few numbers are
+/// drawn: of n the outermost is about 2 / n of the range short of its end), extremes of a normal sample roughly.
 fn check_distribution(name: &str, got: &[f64], expected: &Value) {
     let number = |key: &str| expected[key].as_f64().unwrap();
     let count = got.len() as f64;
@@ -70,7 +73,7 @@ fn check_distribution(name: &str, got: &[f64], expected: &Value) {
     // A uniform distribution has bounds at sqrt(3) deviations; a normal one goes further.
     let uniform = number("max") < 1.8 * number("std");
     for (got, key) in [(low, "min"), (high, "max")] {
-        let slack = if uniform { 0.05 } else { 0.8 };
+        let slack = if uniform { f64::max(0.05, 30.0 / count) } else { 0.8 };
         assert!((got / number(key) - 1.0).abs() < slack, "{name}: {key} {got}, expected {}", number(key));
     }
 }
