@@ -18,7 +18,7 @@ pub struct ConfigError {
     pub field: String,
     /// The refused value.
     pub value: String,
-    /// What would be allowed, as the end of the sentence "... must be".
+    /// What would be allowed, as it is shown after the value: "must be positive".
     pub allowed: String,
 }
 
