@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use candle_core::{DType, Device};
 use occlude_checkpoint::{Checkpoint, RunDir};
 use occlude_config::{LINEAR_PROBE_NEEDS, Run, RunConfig, Sources};
-use occlude_data::{Dataset, EvalTransform, Split};
+use occlude_data::{Both, Dataset, EvalTransform};
 use occlude_eval::{WeightsChoice, choose};
 use occlude_methods::{Method, Weights};
 use occlude_random::Streams;
@@ -100,17 +100,11 @@ pub(crate) struct Images {
 impl Images {
     /// Opens both splits.
     pub(crate) fn open(run: &Run) -> Result<Self> {
-        let train = occlude_data::open(&run.source, Split::Train)?;
-        Self::around(run, train)
+        Self::of(run, occlude_data::open_both(&run.source)?)
     }
 
-    /// Opens the held-out split beside a training split that is open already.
-    pub(crate) fn around(run: &Run, train: Arc<dyn Dataset>) -> Result<Self> {
-        let test = match occlude_data::open(&run.source, Split::Test) {
-            Ok(test) => Some(test),
-            Err(occlude_data::Error::NoTestSplit { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
+    /// Of splits that are open already.
+    pub(crate) fn of(run: &Run, (train, test): Both) -> Result<Self> {
         let transform = Arc::new(run.crop.eval_transform(run.eval_mode)?);
         Ok(Self { train, test, transform })
     }

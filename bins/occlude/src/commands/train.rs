@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use occlude_checkpoint::RunDir;
 use occlude_checkpoint::layouts::capi::{self, Model, Scope};
 use occlude_config::{Run, RunConfig};
-use occlude_data::{Loader, Split};
+use occlude_data::Loader;
 use occlude_methods::Method;
 use occlude_random::Streams;
 use occlude_trainer::{End, MetricsSink, Outcome, ProgressSink, Stop, Summary, TensorBoardSink, TimingSink, Trainer};
@@ -83,9 +83,9 @@ impl Prepared {
         }
         let device = device::open(&config.device)?;
         let source = config.data.source.check().map_err(|error| error.inside("data.source"))?;
-        let train = occlude_data::open(&source, Split::Train)?;
-        let run = config.check(Some(train.len()))?;
-        let images = Images::around(&run, train)?;
+        let both = occlude_data::open_both(&source)?;
+        let run = config.check(Some(both.0.len()))?;
+        let images = Images::of(&run, both)?;
         Ok(Self { config, run, device, images })
     }
 
