@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   occlude eval runs/quickstart
   occlude eval runs/quickstart --weights student
-  occlude eval runs/quickstart/checkpoints/step-00000600")]
+  occlude eval runs/quickstart/checkpoints/step-00000500")]
 pub(crate) struct Eval {
     /// Folder of a run (its newest checkpoint is taken) or of one checkpoint.
     run: PathBuf,
