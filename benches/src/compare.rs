@@ -166,7 +166,8 @@ mod tests {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod alternation {
     use super::{Runner, alternate};
     use crate::server::Server;
