@@ -1,6 +1,6 @@
 //! Named random streams. Every draw of a run comes from a counter-based generator keyed by
 //! (seed, purpose, epoch, index), so a result depends neither on how many workers drew before it nor on where a run
-//! was interrupted. The draws themselves ([`unit`], [`below`], [`normal`], [`choose`]) are written out here.
+//! was interrupted. The draws themselves ([`unit()`], [`below`], [`normal`], [`choose`]) are written out here.
 //!
 //! Invariants: equal keys give equal streams on every machine; different keys give unrelated streams; no release of
 //! another crate changes a draw; nothing here reads the clock, the process or the machine.

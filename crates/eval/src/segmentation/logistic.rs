@@ -14,13 +14,13 @@ pub struct LogisticRegression {
     pub classes: Vec<u8>,
     /// [classes, dim]
     pub weight: Vec<f64>,
-    /// [classes]
+    /// `[classes]`
     pub bias: Vec<f64>,
     dim: usize,
 }
 
 impl LogisticRegression {
-    /// Fits by L-BFGS from zero.  features: [rows, dim], labels: [rows]
+    /// Fits by L-BFGS from zero.  features: [rows, dim], labels: `[rows]`
     ///
     /// # Errors
     /// Sizes that do not fit, a feature that is not finite, one label only, or a `c` that is not positive.
@@ -47,7 +47,7 @@ impl LogisticRegression {
         Ok(Self { weight: weight.to_vec(), bias: bias.to_vec(), classes, dim })
     }
 
-    /// The likeliest label of each row, the smallest of equal ones.  features: [rows, dim] -> [rows]
+    /// The likeliest label of each row, the smallest of equal ones.  features: [rows, dim] -> `[rows]`
     ///
     /// # Errors
     /// Rows of another length, or a feature that is not finite.

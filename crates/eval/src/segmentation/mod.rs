@@ -71,7 +71,7 @@ impl PatchSet {
         &self.labels
     }
 
-    /// The most frequent label of each patch, the smallest of equal ones.  [patches]
+    /// The most frequent label of each patch, the smallest of equal ones.  `[patches]`
     #[must_use]
     pub fn modes(&self) -> Vec<u8> {
         self.labels.chunks_exact(self.pixels).map(|labels| most_frequent(labels.iter().copied())).collect()

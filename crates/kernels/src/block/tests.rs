@@ -1,3 +1,5 @@
+//! The block against the same operators one by one, and against central differences.
+
 use super::{Affine, BlockOptions, BlockWeights, Branch, NormWeights, block};
 use crate::check::{F32, F64, check_op, output_and_gradients, same, same_for_any_threads, sample};
 use crate::{Angles, RankRule, Result, Visibility, linear, reference};

@@ -8,16 +8,16 @@ use candle_core::Tensor;
 pub struct Affine {
     /// [out, in].
     pub weight: Tensor,
-    /// [out].
+    /// `[out]`.
     pub bias: Option<Tensor>,
 }
 
 /// A norm over the last axis.
 #[derive(Clone, Debug)]
 pub struct NormWeights {
-    /// [dim].
+    /// `[dim]`.
     pub weight: Tensor,
-    /// [dim].
+    /// `[dim]`.
     pub bias: Option<Tensor>,
     /// Whether the mean is taken off: a layer norm; else an RMS norm.
     pub centred: bool,
