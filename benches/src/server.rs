@@ -60,7 +60,8 @@ impl Drop for Server {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use super::Server;
     use crate::protocol::Request;

@@ -1,8 +1,9 @@
 //! Waiting where a test wants it: the end-to-end tests stop the real program at a chosen point and then end it.
 //!
 //! `OCCLUDE_TEST_PAUSE=step:7` waits after the step of that number, `OCCLUDE_TEST_PAUSE=commit:100:Written` in that
-//! phase of committing the checkpoint after that step, `OCCLUDE_TEST_PAUSE=scoring` before the first score at the end. The program writes the file `OCCLUDE_TEST_MARKER` and goes on when
-//! it is removed. Without the variables nothing happens.
+//! phase of committing the checkpoint after that step, `OCCLUDE_TEST_PAUSE=scoring` before the first score at the end.
+//! The program writes the file `OCCLUDE_TEST_MARKER` and goes on when it is removed. Without the variables nothing
+//! happens.
 
 use occlude_checkpoint::CommitPhase;
 use occlude_trainer::{Event, Sink};

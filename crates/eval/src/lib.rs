@@ -2,8 +2,9 @@
 //! galleries.
 //!
 //! [`features_of`] runs a frozen model once over images and keeps one row an image ([`FeatureSet`]); [`knn()`] and
-//! [`linear_probe`] score such rows; [`patch_knn`] and [`LogisticRegression`] label the pixels of patches; [`pca_maps`] and [`cluster_gallery`] make the pictures of a report; [`mod@write`]
-//! puts features into npy, safetensors or Parquet files.
+//! [`linear_probe`] score such rows; [`patch_knn`] and [`LogisticRegression`] label the pixels of patches; [`pca_maps`]
+//! and [`cluster_gallery`] make the pictures of a report; [`mod@write`] puts features into npy, safetensors or Parquet
+//! files.
 //!
 //! Invariants: nothing here trains or changes a model; equal inputs give equal scores for any number of threads; every
 //! draw (which images, which split, first weights) comes from a named stream; accuracies are in percent; images

@@ -6,8 +6,8 @@ use candle_core::{DType, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use occlude_kernels::check::sample;
 use occlude_kernels::{
-    Angles, Result, Visibility, attention, backward, frequency_table, gelu, linear, memory, mlp, position_encode,
-    rms_norm, threads,
+    Affine, Angles, BlockOptions, BlockWeights, NormWeights, Result, Visibility, attention, backward, block,
+    frequency_table, gelu, linear, memory, position_encode, rms_norm, threads,
 };
 use std::hint::black_box;
 
@@ -40,8 +40,6 @@ fn operators(criterion: &mut Criterion) {
     let (square, up) = (var(3, &[DIM, DIM], 0.1), var(4, &[4 * DIM, DIM], 0.1));
     measure(criterion, "linear 128 to 128", rows * DIM, || linear(&x, &square, None));
     measure(criterion, "linear 128 to 512", rows * DIM, || linear(&x, &up, None));
-    let down = var(12, &[DIM, 4 * DIM], 0.1);
-    measure(criterion, "mlp 128 to 512 to 128", rows * DIM, || mlp(&x, &up, &down));
     measure(criterion, "gelu", rows * 4 * DIM, || gelu(&wide));
     let weight = var(5, &[DIM], 1.0);
     measure(criterion, "rms_norm", rows * DIM, || rms_norm(&x, Some(&weight), 1e-5));
@@ -61,23 +59,37 @@ fn angles() -> Angles {
     Angles::new(&coords, &table).unwrap()
 }
 
-/// A pre-norm block out of the operators: what a model costs per layer.
-fn block(criterion: &mut Criterion) {
+/// A pre-norm block in one operator, and out of the others: what a model costs per layer.
+fn blocks(criterion: &mut Criterion) {
     let x = var(1, &[BATCH, TOKENS, DIM], 1.0);
-    let square: Vec<Tensor> = (0..4).map(|i| var(10 + i, &[DIM, DIM], 0.1)).collect();
-    let (up, down) = (var(20, &[4 * DIM, DIM], 0.1), var(21, &[DIM, 4 * DIM], 0.1));
-    let norms = [var(22, &[DIM], 1.0), var(23, &[DIM], 1.0)];
+    let norm = |seed| NormWeights { weight: var(seed, &[DIM], 1.0), bias: None, centred: false, eps: 1e-5 };
+    let map = |seed, out, inner| Affine { weight: var(seed, &[out, inner], 0.1), bias: None };
+    let weights = BlockWeights {
+        norm1: norm(22),
+        queries: map(10, DIM, DIM),
+        keys: map(11, DIM, DIM),
+        values: map(12, DIM, DIM),
+        projection: map(13, DIM, DIM),
+        norm2: norm(23),
+        expand: map(20, 4 * DIM, DIM),
+        contract: map(21, DIM, 4 * DIM),
+    };
     let angles = angles();
-    measure(criterion, "block", BATCH * TOKENS * DIM, || {
-        let y = rms_norm(&x, Some(&norms[0]), 1e-5)?;
-        let q = position_encode(&linear(&y, &square[0], None)?, &angles, HEADS)?;
-        let k = position_encode(&linear(&y, &square[1], None)?, &angles, HEADS)?;
-        let v = linear(&y, &square[2], None)?;
-        let x = (&x + linear(&attention(&q, &k, &v, HEADS, &Visibility::All)?, &square[3], None)?)?;
-        let y = rms_norm(&x, Some(&norms[1]), 1e-5)?;
-        Ok((&x + mlp(&y, &up, &down)?)?)
+    let options = BlockOptions { angles: Some((angles.clone(), angles.clone())), ..BlockOptions::new(HEADS) };
+    let elements = BATCH * TOKENS * DIM;
+    measure(criterion, "block", elements, || block(&x, None, &weights, options.clone()));
+    measure(criterion, "block of single operators", elements, || {
+        let y = rms_norm(&x, Some(&weights.norm1.weight), weights.norm1.eps)?;
+        let q = position_encode(&linear(&y, &weights.queries.weight, None)?, &angles, HEADS)?;
+        let k = position_encode(&linear(&y, &weights.keys.weight, None)?, &angles, HEADS)?;
+        let v = linear(&y, &weights.values.weight, None)?;
+        let attended = attention(&q, &k, &v, HEADS, &Visibility::All)?;
+        let x = (&x + linear(&attended, &weights.projection.weight, None)?)?;
+        let y = rms_norm(&x, Some(&weights.norm2.weight), weights.norm2.eps)?;
+        let hidden = gelu(&linear(&y, &weights.expand.weight, None)?)?;
+        Ok((&x + linear(&hidden, &weights.contract.weight, None)?)?)
     });
 }
 
-criterion_group!(benches, operators, block);
+criterion_group!(benches, operators, blocks);
 criterion_main!(benches);

@@ -176,7 +176,8 @@ fn for_each(count: usize, work: usize, f: &(dyn Fn(usize) + Sync)) {
     }
 }
 
-/// Column sums of a row-major matrix `[rows, columns]`, with `row(i, sum)` adding row i: partial sums over fixed groups of rows, then over the groups in order.
+/// Column sums of a row-major matrix `[rows, columns]`, with `add(i, sum)` adding row i: partial sums over fixed groups
+/// of rows, then over the groups in order.
 pub(crate) fn sum_rows<T: Real>(rows: usize, columns: usize, add: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
     let groups = rows.div_ceil(SUM_ROWS).max(1);
     let partial = fill_chunks(groups * columns, columns, rows * columns, |group, sum: &mut [T]| {

@@ -59,3 +59,9 @@ pub(crate) fn in_range(op: &'static str, index: &[u32], rows: usize) -> Result<(
         None => Ok(()),
     }
 }
+
+/// The first entry of `index` that stood there before; every entry is below `rows`.
+pub(crate) fn twice(index: &[u32], rows: usize) -> Option<u32> {
+    let mut seen = vec![false; rows];
+    index.iter().copied().find(|&row| std::mem::replace(&mut seen[row as usize], true))
+}

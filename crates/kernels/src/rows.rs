@@ -39,11 +39,8 @@ pub fn scatter_add_rows(base: &Tensor, index: &[u32], src: &Tensor, scale: f64) 
 pub fn scatter_rows(base: &Tensor, index: &[u32], src: &Tensor) -> Result<Tensor> {
     let op = "scatter_rows";
     check_scatter(op, base, index, src)?;
-    let mut seen = vec![false; base.dims()[0]];
-    for &row in index {
-        if std::mem::replace(&mut seen[row as usize], true) {
-            return Err(Error::argument(op, format!("row {row} is written twice")));
-        }
+    if let Some(row) = input::twice(index, base.dims()[0]) {
+        return Err(Error::argument(op, format!("row {row} is written twice")));
     }
     if !cpu::on_cpu(base) {
         return reference::scatter_rows(base, index, src);

@@ -156,7 +156,8 @@ pub fn check_depth(depth: usize) -> Result<(), ConfigError> {
 /// Width and heads fit each other: shared with predictors.
 ///
 /// # Errors
-/// `dim` is no width ([`check_width`]), `heads` does not divide it, or a head's size is not a multiple of 4 where positions are encoded.
+/// `dim` is no width ([`check_width`]), `heads` does not divide it, or a head's size is not a multiple of 4 where
+/// positions are encoded.
 pub fn check_heads(dim: usize, heads: usize, position: PositionKind) -> Result<(), ConfigError> {
     check_width("dim", dim)?;
     require("heads", heads, &format!("must divide dim = {dim}"), |h| *h >= 1 && dim.is_multiple_of(*h))?;

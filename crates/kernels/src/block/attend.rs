@@ -6,6 +6,7 @@ use crate::attention::{Pairs, all_backward, all_forward};
 use crate::cpu::{self, Matrix, Real, Values};
 use crate::gradients::{collect, collect_linear};
 use crate::heads::Sizes;
+use crate::linear;
 use crate::norms::Norm;
 use crate::position::Encode;
 
@@ -30,14 +31,11 @@ pub(super) struct Saved<T> {
 }
 
 /// `x w^T + b`.  x: [rows, in] -> [rows, out]
-pub(super) fn linear<T: Real>(map: &Affine, x: &[T]) -> candle_core::Result<Vec<T>> {
+pub(super) fn apply<T: Real>(map: &Affine, x: &[T]) -> candle_core::Result<Vec<T>> {
     let (out, inner) = map.weight.dims2()?;
-    let rows = x.len().checked_div(inner).unwrap_or(0);
-    let mut y = cpu::product(Matrix::new(x, rows, inner), Matrix::new(&Values::<T>::of(&map.weight)?, out, inner).t());
-    if let Some(bias) = &map.bias {
-        cpu::add_to_rows(&mut y, &Values::<T>::of(bias)?);
-    }
-    Ok(y)
+    let sizes = linear::Sizes { rows: x.len().checked_div(inner).unwrap_or(0), inner, out };
+    let bias = map.bias.as_ref().map(Values::<T>::of).transpose()?;
+    Ok(linear::forward(x, &Values::<T>::of(&map.weight)?, bias.as_deref(), sizes))
 }
 
 /// The gradient of what the map read, `gradient w`.  [rows, out] -> [rows, in]
@@ -118,12 +116,12 @@ impl Attend<'_> {
         let some = chosen(x, self.branch, self.len(), 1.0); // [images, nq, dim]
         let (tokens, _) = normed(&self.weights.norm1, &some)?; // [images, nq, dim]
         let source = self.source(context, &tokens); // [images, nk, context]
-        let queries = self.encoded(linear(&self.weights.queries, &tokens)?, |both| &both.0, false)?;
-        let keys = self.encoded(linear(&self.weights.keys, &source)?, |both| &both.1, false)?;
-        let values = linear(&self.weights.values, &source)?;
+        let queries = self.encoded(apply(&self.weights.queries, &tokens)?, |both| &both.0, false)?;
+        let keys = self.encoded(apply(&self.weights.keys, &source)?, |both| &both.1, false)?;
+        let values = apply(&self.weights.values, &source)?;
         let (attended, log_sums) = all_forward([&queries, &keys, &values], self.sizes, self.pairs);
         let mut y = x.to_vec();
-        add_branch(&mut y, self.branch, self.len(), &linear(&self.weights.projection, &attended)?);
+        add_branch(&mut y, self.branch, self.len(), &apply(&self.weights.projection, &attended)?);
         Ok((y, Saved { queries, keys, values, attended, log_sums }))
     }
 

@@ -1,6 +1,6 @@
 //! The MLP branch of a block, on slices.
 
-use super::attend::{back, linear, norm_backward, normed};
+use super::attend::{apply, back, norm_backward, normed};
 use super::weights::BlockWeights;
 use super::{Branch, add_branch, chosen};
 use crate::cpu::{self, Real};
@@ -20,10 +20,10 @@ impl Feed<'_> {
     /// x: [batch, tokens, dim]
     pub(super) fn forward<T: Real>(&self, x: &[T]) -> candle_core::Result<(Vec<T>, Vec<T>)> {
         let (tokens, _) = normed(&self.weights.norm2, &chosen(x, self.branch, self.len, 1.0))?;
-        let hidden = linear(&self.weights.expand, &tokens)?;
+        let hidden = apply(&self.weights.expand, &tokens)?;
         drop(tokens);
         let mut y = x.to_vec();
-        add_branch(&mut y, self.branch, self.len, &linear(&self.weights.contract, &gelu::all(&hidden))?);
+        add_branch(&mut y, self.branch, self.len, &apply(&self.weights.contract, &gelu::all(&hidden))?);
         Ok((y, hidden))
     }
 

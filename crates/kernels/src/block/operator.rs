@@ -4,7 +4,7 @@ use super::attend::{self, Attend};
 use super::feed::Feed;
 use super::weights::BlockWeights;
 use crate::attention::{Pairs, Visibility};
-use crate::cpu::{self, Real, Values};
+use crate::cpu::{self, Real, Values, by_dtype};
 use crate::heads::Sizes;
 use crate::position::{Angles, Encode};
 use crate::{Error, Result, input, reference};
@@ -62,6 +62,9 @@ impl BlockOptions {
 ///
 /// The gradients of the weights come from [`crate::backward`]; candle's own `Tensor::backward` does not know them.
 ///
+/// Source: pre-norm block, Xiong et al. (2020), table 1; cross-attention, CAPI, section on the predictor; a branch for
+/// part of the batch is stochastic depth as its public code has it.
+///
 /// # Errors
 /// Shapes that do not fit, unequal dtypes, a dtype that is not f32 or f64, or a weight that is neither a variable nor
 /// untracked.
@@ -78,15 +81,9 @@ pub fn block(x: &Tensor, context: Option<&Tensor>, weights: &BlockWeights, optio
     let encode = options.angles.map(|(queries, keys)| (Encode { angles: queries }, Encode { angles: keys }));
     let keep = tracked && !options.recompute;
     let (weights, branches) = (weights.clone(), options.branches);
-    Ok(match x.dtype() {
-        candle_core::DType::F64 => {
-            let op = Block::<f64> { plan, weights, branches, pairs, encode, keep, saved: Mutex::new(None) };
-            x.apply_op3(&context, anchor, op)?
-        }
-        _ => {
-            let op = Block::<f32> { plan, weights, branches, pairs, encode, keep, saved: Mutex::new(None) };
-            x.apply_op3(&context, anchor, op)?
-        }
+    by_dtype!(OP, x.dtype(), T => {
+        let op = Block::<T> { plan, weights, branches, pairs, encode, keep, saved: Mutex::new(None) };
+        Ok(x.apply_op3(&context, anchor, op)?)
     })
 }
 
@@ -148,13 +145,10 @@ fn check_branch(branch: &Branch, batch: usize) -> Result<usize> {
         return Ok(batch);
     };
     input::in_range(OP, images, batch)?;
-    let mut seen = vec![false; batch];
-    for &image in images {
-        if std::mem::replace(&mut seen[image as usize], true) {
-            return Err(Error::argument(OP, format!("image {image} is chosen twice")));
-        }
+    match input::twice(images, batch) {
+        Some(image) => Err(Error::argument(OP, format!("image {image} is chosen twice"))),
+        None => Ok(images.len()),
     }
-    Ok(images.len())
 }
 
 fn check_angles(what: &str, angles: &Angles, x: &Tensor, sizes: Sizes, tokens: usize) -> Result<()> {

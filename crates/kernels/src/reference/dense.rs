@@ -34,14 +34,6 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     Ok((x * distribution)?)
 }
 
-/// [`crate::mlp`] in three operators.
-///
-/// # Errors
-/// Shapes that do not fit.
-pub fn mlp(x: &Tensor, w1: &Tensor, w2: &Tensor) -> Result<Tensor> {
-    linear(&gelu(&linear(x, w1, None)?)?, w2, None)
-}
-
 /// [`crate::attention`] with whole score matrices.
 ///
 /// # Errors
