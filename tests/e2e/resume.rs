@@ -151,13 +151,15 @@ fn fresh_begins_anew() {
 }
 
 #[test]
-fn a_run_is_the_same_for_any_number_of_workers_and_threads() {
+fn a_run_is_the_same_for_any_number_of_workers_and_threads_and_with_less_memory() {
     let lab = Lab::new();
     straight(&lab);
     lab.occlude(&format!("{TRAIN} one --set data.loader.workers=3 --set threads=1")).succeeds();
     lab.occlude(&format!("{TRAIN} three --set threads=3")).succeeds();
     assert_same(&lab, "straight", "one");
     assert_same(&lab, "straight", "three");
+    lab.occlude(&format!("{TRAIN} again --set method.encoder.recompute=true")).succeeds();
+    assert_same(&lab, "straight", "again");
 }
 
 #[test]

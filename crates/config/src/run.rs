@@ -118,6 +118,7 @@ pub(crate) const FREE: &[&str] = &[
     "data.loader",
     "data.eval",
     "data.source.cache_mb",
+    "method.encoder.recompute",
     "train.log_every",
     "train.checkpoint",
     "probe",
@@ -331,7 +332,14 @@ mod tests {
     fn what_may_change_is_no_part_of_the_identity() {
         let base = with(&[]).identity();
         assert!(base.contains_key("method.encoder.dim") && base.contains_key("seed"));
-        let free = ["threads=3", "data.loader.workers=7", "train.log_every=3", "probe.every.steps=5", "eval.batch=3"];
+        let free = [
+            "threads=3",
+            "method.encoder.recompute=true",
+            "data.loader.workers=7",
+            "train.log_every=3",
+            "probe.every.steps=5",
+            "eval.batch=3",
+        ];
         assert_eq!(with(&free).identity(), base);
         for changed in ["method.encoder.dim=256", "train.length.steps=601", "data.crop.flip=0.5"] {
             assert_ne!(with(&[changed]).identity(), base, "{changed}");

@@ -54,6 +54,7 @@ impl Predictor {
             heads,
             hidden: encoder.hidden_for(dim),
             encoded: encoder.position() == PositionKind::Rope,
+            recompute: encoder.recompute(),
         };
         let mut decoder = scope.sub("decoder");
         let stack = match kind {

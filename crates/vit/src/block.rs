@@ -23,6 +23,8 @@ pub struct BlockShape {
     pub hidden: usize,
     /// Whether attention encodes positions (a frequency table), or positions are learned elsewhere.
     pub encoded: bool,
+    /// Whether activations are computed again in the backward pass.
+    pub recompute: bool,
 }
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))`, with RMS norms and without biases. Keys and values come from the
@@ -32,6 +34,7 @@ pub struct Block {
     weights: BlockWeights,
     table: Option<Tensor>, // [2, head_dim]; none where positions are learned
     heads: usize,
+    recompute: bool,
 }
 
 impl Block {
@@ -40,7 +43,7 @@ impl Block {
     /// # Errors
     /// A name exists already.
     pub fn new(scope: &mut Scope<'_>, shape: BlockShape, factors: GroupFactors) -> Result<Self> {
-        let BlockShape { dim, context, heads, hidden, encoded } = shape;
+        let BlockShape { dim, context, heads, hidden, encoded, recompute } = shape;
         let mut first = scope.sub("residual1");
         let norm1 = norm(&mut first.sub("norm"), dim, factors)?;
         let mut attention = first.sub("fn");
@@ -55,7 +58,7 @@ impl Block {
         let expand = linear(&mut mlp, "fc1", hidden, dim)?;
         let contract = linear(&mut mlp, "fc2", dim, hidden)?;
         let weights = BlockWeights { norm1, queries, keys, values, projection, norm2, expand, contract };
-        Ok(Self { weights, table, heads })
+        Ok(Self { weights, table, heads, recompute })
     }
 
     /// Its weights, for tests and pictures.
@@ -109,8 +112,9 @@ impl Block {
             Ok((positions.angles(table, images)?, context_positions.angles(table, images)?))
         };
         let angles = self.table.as_ref().map(both).transpose()?;
-        let (heads, visibility) = (self.heads, Visibility::All);
-        block(x, context, &self.weights, BlockOptions { heads, angles, visibility, branches, recompute: false })
+        let Self { heads, recompute, .. } = *self;
+        let options = BlockOptions { heads, angles, visibility: Visibility::All, branches, recompute };
+        block(x, context, &self.weights, options)
     }
 
     /// The same block on the same storage, recording no graph.

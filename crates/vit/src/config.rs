@@ -61,6 +61,9 @@ pub struct VitConfig {
     pub drop_path: f64,
     /// `subset` or `naive`.
     pub drop_path_kind: DropPathKind,
+    /// Keep only the input of every block of encoder and predictor and compute the rest again in the backward pass:
+    /// less memory, more time, the same bits.
+    pub recompute: bool,
 }
 
 impl Default for VitConfig {
@@ -78,6 +81,7 @@ impl Default for VitConfig {
             mlp_ratio: 4.0,
             drop_path: 0.2,
             drop_path_kind: DropPathKind::Subset,
+            recompute: false,
         }
     }
 }
@@ -97,6 +101,7 @@ pub struct VitSettings {
     pub(crate) hidden: usize,
     pub(crate) drop_path: f64,
     pub(crate) drop_path_kind: DropPathKind,
+    pub(crate) recompute: bool,
     pub(crate) grid: Grid,
 }
 
@@ -130,6 +135,7 @@ impl VitConfig {
             hidden,
             drop_path: self.drop_path,
             drop_path_kind: self.drop_path_kind,
+            recompute: self.recompute,
             grid: Grid::new(image / patch, image / patch),
         })
     }
@@ -216,6 +222,12 @@ impl VitSettings {
     #[must_use]
     pub fn drop_path(&self) -> (f64, DropPathKind) {
         (self.drop_path, self.drop_path_kind)
+    }
+
+    /// Whether blocks compute their activations again in the backward pass.
+    #[must_use]
+    pub fn recompute(&self) -> bool {
+        self.recompute
     }
 
     /// MLP units of a block of width `dim` at this encoder's ratio.

@@ -241,6 +241,7 @@ impl VitSettings {
             heads: self.heads,
             hidden: self.hidden,
             encoded: self.position == PositionKind::Rope,
+            recompute: self.recompute,
         }
     }
 }

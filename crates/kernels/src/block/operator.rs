@@ -75,11 +75,11 @@ pub fn block(x: &Tensor, context: Option<&Tensor>, weights: &BlockWeights, optio
     }
     let pairs = options.visibility.pairs(plan.sizes.nq, plan.sizes.nk)?;
     let anchor = weights.anchor();
-    let tracked = x.track_op() || anchor.track_op() || context.is_some_and(Tensor::track_op);
+    // Where nothing is tracked candle drops the operator, and all that it keeps, at once.
+    let keep = !options.recompute;
     let x = x.contiguous()?;
     let context = context.map_or_else(|| Tensor::zeros(0, x.dtype(), x.device()), Tensor::contiguous)?;
     let encode = options.angles.map(|(queries, keys)| (Encode { angles: queries }, Encode { angles: keys }));
-    let keep = tracked && !options.recompute;
     let (weights, branches) = (weights.clone(), options.branches);
     by_dtype!(OP, x.dtype(), T => {
         let op = Block::<T> { plan, weights, branches, pairs, encode, keep, saved: Mutex::new(None) };
