@@ -34,7 +34,7 @@ impl Bench {
                 if arguments.iter().any(|argument| argument == "--peer") && !has_python(&arguments) {
                     arguments.extend(["--python".to_owned(), peer::python()?.display().to_string()]);
                 }
-                start::release("occlude-benches", "bench-step", cuda, &arguments)
+                start::release("bench-step", cuda, &arguments)
             }
         }
     }

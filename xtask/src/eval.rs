@@ -19,6 +19,6 @@ impl Eval {
     /// Does not return on success: this process becomes the evaluation.
     pub(crate) fn run(self) -> Result<()> {
         let arguments: Vec<String> = std::iter::once("eval".to_owned()).chain(self.arguments).collect();
-        start::release("occlude", "occlude", self.cuda, &arguments)
+        start::release("occlude", self.cuda, &arguments)
     }
 }

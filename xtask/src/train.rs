@@ -19,6 +19,6 @@ impl Train {
     /// Does not return on success: this process becomes the training run.
     pub(crate) fn run(self) -> Result<()> {
         let arguments: Vec<String> = std::iter::once("train".to_owned()).chain(self.arguments).collect();
-        start::release("occlude", "occlude", self.cuda, &arguments)
+        start::release("occlude", self.cuda, &arguments)
     }
 }
