@@ -59,8 +59,9 @@ impl Comparison {
         let agreements = agree(&our_losses, &reference.server.ask(&Request::Loss)?.losses)?;
 
         let mut ours = Precision::ALL
-            .iter()
-            .map(|precision| Ok((*precision, Runner::new(self.our_server(*precision)?))))
+            .into_iter()
+            .filter(|precision| precision.is_of_its_own())
+            .map(|precision| Ok((precision, Runner::new(self.our_server(precision)?))))
             .collect::<Result<Vec<_>>>()?;
         let everyone = ours.iter_mut().map(|(_, runner)| runner).chain(peers.iter_mut().map(|(_, runner)| runner));
         alternate(everyone.collect(), self.bench.warmup, self.bench.steps, self.turn)?;

@@ -2,14 +2,19 @@
 
 use clap::ValueEnum;
 
-/// Keys of the ratios in a report: every precision of the project, whether this build has it or not.
+/// Keys of the ratios in a report: every precision, whether this processor has it or not.
 pub(crate) const RATIO_KEYS: [&str; 3] = ["f32", "bf16", "f32x3"];
 
-/// What our side computes in. A new one is a variant here and an arm in each `match` of this file and of `subject`.
+/// What our side computes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Precision {
     /// f32 throughout: the reference.
     F32,
+    /// Products with bf16 operands.
+    Bf16,
+    /// Products with operands in two bf16 parts.
+    #[value(name = "f32x3")]
+    F32x3,
 }
 
 /// What the PyTorch program computes in.
@@ -22,22 +27,37 @@ pub enum PeerPrecision {
 }
 
 impl Precision {
-    /// Every precision this build can compute in.
-    pub const ALL: &[Self] = &[Self::F32];
+    /// Every precision.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F32x3];
+
+    /// The setting of the kernels.
+    #[must_use]
+    pub fn kernels(self) -> occlude_kernels::Precision {
+        match self {
+            Self::F32 => occlude_kernels::Precision::F32,
+            Self::Bf16 => occlude_kernels::Precision::Bf16,
+            Self::F32x3 => occlude_kernels::Precision::F32x3,
+        }
+    }
 
     /// As on the command line and in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-        }
+        self.kernels().name()
+    }
+
+    /// Whether it is anything but f32 on this processor; `F32` is worth measuring in any case.
+    #[must_use]
+    pub fn is_of_its_own(self) -> bool {
+        self == Self::F32 || self.kernels().tiles().is_some()
     }
 
     /// What it is compared with.
     #[must_use]
     pub fn peer(self) -> PeerPrecision {
         match self {
-            Self::F32 => PeerPrecision::F32,
+            Self::F32 | Self::F32x3 => PeerPrecision::F32,
+            Self::Bf16 => PeerPrecision::Bf16,
         }
     }
 }
@@ -72,7 +92,7 @@ mod tests {
 
     #[test]
     fn every_precision_has_a_place_in_the_report() {
-        assert!(Precision::ALL.iter().all(|precision| RATIO_KEYS.contains(&precision.name())));
+        assert_eq!(Precision::ALL.map(Precision::name), RATIO_KEYS);
     }
 
     #[test]

@@ -134,7 +134,7 @@ impl Report {
 
     /// The ratio of every precision there is a name for, `null` where there is none.
     fn ratios(&self, figure: impl Fn(&Side) -> Option<f64> + Copy) -> Value {
-        let named = |key: &&str| Precision::ALL.iter().copied().find(|precision| precision.name() == *key);
+        let named = |key: &&str| Precision::ALL.into_iter().find(|precision| precision.name() == *key);
         let value = |key| json!(named(&key).and_then(|precision| self.ratio(precision, figure)));
         RATIO_KEYS.iter().map(|key| ((*key).to_owned(), value(*key))).collect::<Map<_, _>>().into()
     }
@@ -204,8 +204,11 @@ impl fmt::Display for Report {
             "\n{:<16}{:>10}{:>10}{:>10}{:>10}{:>10}",
             "", "median s", "fastest s", "CPU s", "peak MiB", "at start"
         )?;
-        for (precision, side) in &self.ours {
-            self.row(f, &format!("ours {}", precision.name()), side)?;
+        for precision in Precision::ALL {
+            match self.ours.get(&precision) {
+                Some(side) => self.row(f, &format!("ours {}", precision.name()), side)?,
+                None => writeln!(f, "ours {:<11}left out: {}", precision.name(), precision.kernels().explain())?,
+            }
         }
         for precision in PeerPrecision::ALL {
             match self.peer.get(&precision) {

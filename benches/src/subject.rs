@@ -37,11 +37,8 @@ pub(crate) trait Subject {
 
 /// The method called `method` at a size.
 pub(crate) fn subject(method: &str, preset: Preset, precision: Precision) -> Result<Box<dyn Subject>> {
-    match precision {
-        Precision::F32 => {} // What the kernels do unless told otherwise.
-    }
     match method {
-        "capi" => Ok(Box::new(CapiSubject::new(preset)?)),
+        "capi" => Ok(Box::new(CapiSubject::new(preset, precision)?)),
         _ => bail!("--method {method}: there is `capi`"),
     }
 }
@@ -51,19 +48,20 @@ struct CapiSubject {
     method: Capi,
     optimizer: Optimizer,
     batch: ViewBatch,
+    precision: Precision,
     streams: Streams,
     step: u64,
 }
 
 impl CapiSubject {
-    fn new(preset: Preset) -> Result<Self> {
+    fn new(preset: Preset, precision: Precision) -> Result<Self> {
         let (device, streams, config) = (Device::Cpu, Streams::new(0), preset.capi());
         let ruler = Ruler { steps_per_epoch: RUN as f64, total_steps: RUN };
         let settings = config.check(preset.side(), preset.batch(), ruler)?;
         let method = Capi::new(&settings, streams, DType::F32, &device)?;
         let optimizer = Optimizer::new(method.groups(), None)?;
         let batch = images(preset, streams, &device)?;
-        Ok(Self { config, method, optimizer, batch, streams, step: 0 })
+        Ok(Self { config, method, optimizer, batch, precision, streams, step: 0 })
     }
 
     /// The mask that is exported, and that `losses` uses: the one of the first step.
@@ -104,7 +102,10 @@ impl CapiSubject {
 impl Subject for CapiSubject {
     fn step(&mut self) -> Result<Losses> {
         let ctx = StepContext { step: self.step, streams: self.streams };
-        let output = self.method.step(&self.batch, &ctx)?;
+        let output = {
+            let _scope = self.precision.kernels().scope();
+            self.method.step(&self.batch, &ctx)?
+        };
         self.optimizer.step(&output.gradients, ctx.step).with_context(|| format!("step {}", ctx.step))?;
         self.method.after_step(&ctx)?;
         self.step += 1;

@@ -107,10 +107,11 @@ fn object(bench: &StepBench, figures: &Figures) -> Value {
 fn text(bench: &StepBench, figures: &Figures) -> String {
     let Machine { cpu, features } = Machine::this();
     let StepBench { method, preset, precision, warmup, threads, .. } = bench;
+    let precision = precision.kernels().explain();
     let or_unknown =
         |value: Option<f64>, unit: &str| value.map_or_else(|| "unknown".into(), |v| format!("{v:.2} {unit}"));
     let lines = [
-        format!("{method} {} {} on {cpu} ({})", preset.name(), precision.name(), features.join(", ")),
+        format!("{method} {} {precision} on {cpu} ({})", preset.name(), features.join(", ")),
         format!("{threads} threads, {} steps after {warmup} for warming up", figures.seconds.len()),
         format!("time per step   median {:.3} s, fastest {:.3} s", figures.median(), figures.fastest()),
         format!("CPU per step    {}", or_unknown(figures.cpu_per_step, "s")),

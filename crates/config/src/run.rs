@@ -152,6 +152,8 @@ impl RunConfig {
         let crop = inside("data.crop", self.data.crop.check())?;
         inside("data.eval", crop.eval_transform(self.data.eval))?;
         let training = inside("train", self.train.check(images.unwrap_or(NOMINAL_IMAGES)))?;
+        let known = |_: &&str| device == "cpu" || self.train.precision == "f32";
+        require("train.precision", self.train.precision.as_str(), "must be `f32` on this device", known)?;
         let loader = self.data.loader.check(training.batch()).map_err(|error| match error.field.as_str() {
             "batch" => error.inside("train"),
             _ => error.inside("data.loader"),
@@ -260,6 +262,7 @@ mod tests {
             ("method.clustering.prototypes=1", "method.clustering.prototypes = 1: must be at least 2"),
             ("method.optimizer.lr=-1", "method.optimizer.lr = -1"),
             ("train.batch=0", "train.batch = 0: must be at least 1"),
+            ("train.precision=f16", "train.precision = f16: must be `f32`, `bf16` or `f32x3`"),
             ("train.batch=2000000", "train.batch = 2000000: must be between"),
             ("data.crop.flip=2", "data.crop.flip = 2: must be a probability"),
             ("data.loader.queue=0", "data.loader.queue = 0"),
@@ -274,6 +277,14 @@ mod tests {
             assert!(message.starts_with(start), "{set}: {message}");
             assert!(!message.contains('\n'));
         }
+    }
+
+    #[test]
+    fn precision_is_a_setting_of_the_cpu() {
+        with(&["train.precision=bf16"]).check(Some(1000)).unwrap();
+        with(&["train.precision=f32", "device=cuda"]).check(Some(1000)).unwrap();
+        let message = refused(&["train.precision=bf16", "device=cuda"]);
+        assert_eq!(message, "train.precision = bf16: must be `f32` on this device");
     }
 
     #[test]

@@ -57,6 +57,7 @@ pub fn adamw_step(
         composed(param, grad, m, v, settings)?;
         return ema.map_or(Ok(()), |(average, momentum)| composed_average(average, param, momentum));
     }
+    crate::precision::forget();
     let grad = grad.contiguous()?;
     by_dtype!(op, param.dtype(), T => {
         let grad = Values::<T>::of(&grad)?;

@@ -13,8 +13,8 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
-use crate::simd;
 pub(crate) use crate::simd::Real;
+use crate::{precision, simd};
 
 /// Work (touched elements or multiply-adds) below which a parallel loop costs more than it saves.
 const SERIAL_WORK: usize = 16 * 1024;
@@ -240,6 +240,20 @@ impl<'a, T> Matrix<'a, T> {
         }
     }
 
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// The same view of the same elements, if they are f32.
+    pub(crate) fn singles(&self) -> Option<crate::tiles::Matrix<'a>>
+    where
+        T: Real,
+    {
+        let strides = (self.row_stride, self.column_stride);
+        crate::tiles::Matrix::strided(T::singles(self.values)?, self.shape(), strides).ok()
+    }
+
     /// Elements from the first to the last, both included.
     fn extent(&self) -> usize {
         if self.rows * self.columns == 0 {
@@ -249,9 +263,31 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
-/// The product of two matrices, row-major.
+/// The product of two matrices, row-major, in the [`Precision`](crate::Precision) that holds on this thread.
 /// Threads split rows and columns only, never the sum, so the result does not depend on their number.
 pub(crate) fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
+    affine(a, b, None, None)
+}
+
+/// [`product`], plus `row` in every row if there is one. `weight` is the tensor whose elements `b` holds, if it stays
+/// as it is for a while.
+pub(crate) fn affine<T: Real>(
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    weight: Option<&Tensor>,
+    row: Option<&[T]>,
+) -> Vec<T> {
+    if let Some(y) = precision::affine(a, b, weight, row) {
+        return y;
+    }
+    let mut y = native_product(a, b);
+    if let Some(row) = row {
+        add_to_rows(&mut y, row);
+    }
+    y
+}
+
+fn native_product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
     let (m, n, k) = (a.rows, b.columns, a.columns.min(b.rows));
     if m * n * k == 0 {
         return vec![T::zero(); m * n];
@@ -268,11 +304,12 @@ pub(crate) fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
     out
 }
 
-/// Adds the product of two matrices to `out`, row-major. Not dependent on the number of threads, as [`product`].
-pub(crate) fn add_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
+/// Adds the product of two matrices to `out`, row-major. `weight` is as in [`affine`]; neither precision nor threads
+/// are other than there.
+pub(crate) fn add_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, weight: Option<&Tensor>) {
     let (m, n, k) = (a.rows, b.columns, a.columns.min(b.rows));
     assert_eq!(out.len(), m * n, "the sum has the shape of the product");
-    if m * n * k == 0 {
+    if m * n * k == 0 || precision::add_product(out, a, b, weight) {
         return;
     }
     let parallel = if m * n * k < SERIAL_WORK { Parallelism::None } else { Parallelism::Rayon(0) };

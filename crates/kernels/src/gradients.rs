@@ -159,7 +159,7 @@ pub(crate) fn collect_linear<T: Real>(
     let (out, inner) = weight.dims2()?;
     let rows = gradient.len().checked_div(out).unwrap_or(0);
     collect(weight, |sum: &mut [T]| {
-        cpu::add_product(sum, Matrix::new(gradient, rows, out).t(), Matrix::new(input, rows, inner));
+        cpu::add_product(sum, Matrix::new(gradient, rows, out).t(), Matrix::new(input, rows, inner), None);
     })?;
     match bias {
         None => Ok(()),

@@ -39,10 +39,10 @@ struct Linear;
 
 /// Sizes of one call: x is [rows, inner], w is [out, inner].
 #[derive(Clone, Copy)]
-pub(crate) struct Sizes {
-    pub(crate) rows: usize,
-    pub(crate) inner: usize,
-    pub(crate) out: usize,
+struct Sizes {
+    rows: usize,
+    inner: usize,
+    out: usize,
 }
 
 impl Sizes {
@@ -63,13 +63,9 @@ pub(crate) fn with_last(shape: &Shape, last: usize) -> Shape {
 }
 
 /// `x w^T + b` on slices.
-pub(crate) fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, sizes: Sizes) -> Vec<T> {
+fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, sizes: Sizes) -> Vec<T> {
     let Sizes { rows, inner, out } = sizes;
-    let mut y = cpu::product(Matrix::new(x, rows, inner), Matrix::new(w, out, inner).t()); // [rows, out]
-    if let Some(b) = b {
-        cpu::add_to_rows(&mut y, b);
-    }
-    y
+    cpu::affine(Matrix::new(x, rows, inner), Matrix::new(w, out, inner).t(), None, b) // [rows, out]
 }
 
 /// The gradients that are asked for: of x, of w, of b.

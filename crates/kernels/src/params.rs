@@ -268,6 +268,7 @@ pub fn assign(target: &Tensor, source: &Tensor) -> Result<()> {
     if target.dims() != source.dims() {
         return Err(Error::shape("assign", format!("shape {:?}", target.dims()), source.dims()));
     }
+    crate::precision::forget();
     // A copy: source and target may share storage, which `slice_set` refuses.
     let source = source.detach().to_dtype(target.dtype())?.to_device(target.device())?.copy()?;
     if target.elem_count() > 0 {

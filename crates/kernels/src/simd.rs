@@ -94,6 +94,10 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> + Default + std::fmt::Debu
     fn of(value: f64) -> Self;
     /// To f64, exact.
     fn wide(self) -> f64;
+    /// These very elements, if they are f32.
+    fn singles(values: &[Self]) -> Option<&[f32]>;
+    /// As [`Real::singles`], to be written.
+    fn singles_mut(values: &mut [Self]) -> Option<&mut [f32]>;
     /// `a * b + c`, in one rounding where the instruction set has it.
     fn fused<const ISA: u8>(a: Self, b: Self, c: Self) -> Self;
     /// The larger; where one is NaN, the other.
@@ -151,6 +155,12 @@ impl Real for f64 {
     fn wide(self) -> f64 {
         self
     }
+    fn singles(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+    fn singles_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
     both_alike!();
     #[inline(always)]
     fn exponential<const ISA: u8>(self) -> Self {
@@ -190,6 +200,12 @@ impl Real for f32 {
     #[inline(always)]
     fn wide(self) -> f64 {
         f64::from(self)
+    }
+    fn singles(values: &[Self]) -> Option<&[f32]> {
+        Some(values)
+    }
+    fn singles_mut(values: &mut [Self]) -> Option<&mut [f32]> {
+        Some(values)
     }
     both_alike!();
 

@@ -1,6 +1,7 @@
 //! Settings of the loop.
 
 use occlude_checkpoint::Retention;
+use occlude_kernels::Precision;
 use occlude_settings::{ConfigError, Ruler, Span, require};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,8 @@ pub struct TrainConfig {
     pub length: Span,
     /// Images of a step.
     pub batch: usize,
+    /// How matrix products of a step are computed: `f32`, `bf16` or `f32x3`. Scores are computed in f32.
+    pub precision: String,
     /// Largest global gradient norm; larger gradients are scaled down. Off where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
@@ -40,7 +43,14 @@ pub struct CheckpointConfig {
 
 impl Default for TrainConfig {
     fn default() -> Self {
-        Self { length: Span::Steps(600), batch: 64, clip: None, log_every: 10, checkpoint: CheckpointConfig::default() }
+        Self {
+            length: Span::Steps(600),
+            batch: 64,
+            precision: Precision::default().to_string(),
+            clip: None,
+            log_every: 10,
+            checkpoint: CheckpointConfig::default(),
+        }
     }
 }
 
@@ -55,6 +65,7 @@ impl Default for CheckpointConfig {
 pub struct Training {
     steps: u64,
     batch: usize,
+    precision: Precision,
     clip: Option<f64>,
     log_every: u64,
     steps_per_epoch: f64,
@@ -71,6 +82,9 @@ impl TrainConfig {
     pub fn check(&self, samples: usize) -> Result<Training, ConfigError> {
         require("batch", self.batch, "must be at least 1", |batch| *batch >= 1)?;
         require("log_every", self.log_every, "must be at least 1", |every| *every >= 1)?;
+        let precision = self.precision.parse::<Precision>();
+        let precision = precision
+            .map_err(|_| ConfigError::new("precision", &self.precision, "must be `f32`, `bf16` or `f32x3`"))?;
         if let Some(clip) = self.clip {
             require("clip", clip, "must be a finite number above 0", |clip| *clip > 0.0 && clip.is_finite())?;
         }
@@ -84,7 +98,7 @@ impl TrainConfig {
         let (save_every, save_seconds, retention) =
             self.checkpoint.check(ruler).map_err(|error| error.inside("checkpoint"))?;
         let Self { batch, clip, log_every, .. } = *self;
-        Ok(Training { steps, batch, clip, log_every, steps_per_epoch, save_every, save_seconds, retention })
+        Ok(Training { steps, batch, precision, clip, log_every, steps_per_epoch, save_every, save_seconds, retention })
     }
 }
 
@@ -116,6 +130,12 @@ impl Training {
     #[must_use]
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// How matrix products of a step are computed.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Largest global gradient norm.
@@ -187,6 +207,7 @@ mod tests {
         for (field, config) in [
             ("batch", TrainConfig { batch: 0, ..plain.clone() }),
             ("log_every", TrainConfig { log_every: 0, ..plain.clone() }),
+            ("precision", TrainConfig { precision: "f16".into(), ..plain.clone() }),
             ("clip", TrainConfig { clip: Some(f64::NAN), ..plain.clone() }),
             ("length", TrainConfig { length: Span::Steps(0), ..plain.clone() }),
             ("length.percent", TrainConfig { length: Span::Percent(10.0), ..plain.clone() }),

@@ -232,7 +232,11 @@ impl<'a, 'm> Running<'a, 'm> {
         self.note_corrupt(&batch);
         let batch = to_views(batch, &self.setup.device)?;
         let ctx = StepContext { step: self.done, streams: self.setup.streams };
-        let output = self.method.step(&batch, &ctx)?;
+        let output = {
+            // Scores and the optimizer are outside: they are f32 in every precision.
+            let _scope = self.setup.training.precision().scope();
+            self.method.step(&batch, &ctx)?
+        };
         self.refuse_not_finite(&batch, &output, &ctx)?;
         let report = self.optimizer.step(&output.gradients, self.done)?;
         self.method.after_step(&ctx)?;

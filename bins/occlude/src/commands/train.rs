@@ -16,6 +16,7 @@ use occlude_checkpoint::RunDir;
 use occlude_checkpoint::layouts::capi::{self, Model, Scope};
 use occlude_config::{Run, RunConfig};
 use occlude_data::Loader;
+use occlude_kernels::Precision;
 use occlude_methods::Method;
 use occlude_random::Streams;
 use occlude_trainer::{End, MetricsSink, Outcome, ProgressSink, Stop, Summary, TensorBoardSink, TimingSink, Trainer};
@@ -134,6 +135,10 @@ impl Prepared {
             trainer.checkpoints = trainer.checkpoints.observed(observer);
         }
         trainer.probes.extend(self.probe());
+        let precision = self.run.training.precision();
+        if precision != Precision::F32 {
+            tracing::info!("train.precision = {precision}: matrix products are {}", precision.explain());
+        }
         let batches = |first_step| {
             let (dataset, crop) = (Arc::clone(&self.images.train), Arc::clone(&self.run.crop));
             Loader::start(dataset, crop, self.run.loader, streams, first_step)

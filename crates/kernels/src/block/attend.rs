@@ -6,7 +6,6 @@ use crate::attention::{Pairs, all_backward, all_forward};
 use crate::cpu::{self, Matrix, Real, Values};
 use crate::gradients::{collect, collect_linear};
 use crate::heads::Sizes;
-use crate::linear;
 use crate::norms::Norm;
 use crate::position::Encode;
 
@@ -33,25 +32,26 @@ pub(super) struct Saved<T> {
 /// `x w^T + b`.  x: [rows, in] -> [rows, out]
 pub(super) fn apply<T: Real>(map: &Affine, x: &[T]) -> candle_core::Result<Vec<T>> {
     let (out, inner) = map.weight.dims2()?;
-    let sizes = linear::Sizes { rows: x.len().checked_div(inner).unwrap_or(0), inner, out };
+    let (rows, weight) = (x.len().checked_div(inner).unwrap_or(0), Values::<T>::of(&map.weight)?);
     let bias = map.bias.as_ref().map(Values::<T>::of).transpose()?;
-    Ok(linear::forward(x, &Values::<T>::of(&map.weight)?, bias.as_deref(), sizes))
+    let (x, w) = (Matrix::new(x, rows, inner), Matrix::new(&weight, out, inner));
+    Ok(cpu::affine(x, w.t(), Some(&map.weight), bias.as_deref()))
 }
 
 /// The gradient of what the map read, `gradient w`.  [rows, out] -> [rows, in]
 pub(super) fn back<T: Real>(map: &Affine, gradient: &[T]) -> candle_core::Result<Vec<T>> {
     let (out, inner) = map.weight.dims2()?;
-    let rows = gradient.len().checked_div(out).unwrap_or(0);
-    let weight = Values::<T>::of(&map.weight)?;
-    Ok(cpu::product(Matrix::new(gradient, rows, out), Matrix::new(&weight, out, inner)))
+    let (rows, weight) = (gradient.len().checked_div(out).unwrap_or(0), Values::<T>::of(&map.weight)?);
+    let (dy, w) = (Matrix::new(gradient, rows, out), Matrix::new(&weight, out, inner));
+    Ok(cpu::affine(dy, w, Some(&map.weight), None))
 }
 
 /// As [`back`], added to what other maps gave.
 pub(super) fn pull<T: Real>(map: &Affine, gradient: &[T], into: &mut [T]) -> candle_core::Result<()> {
     let (out, inner) = map.weight.dims2()?;
-    let rows = gradient.len().checked_div(out).unwrap_or(0);
-    let weight = Values::<T>::of(&map.weight)?;
-    cpu::add_product(into, Matrix::new(gradient, rows, out), Matrix::new(&weight, out, inner));
+    let (rows, weight) = (gradient.len().checked_div(out).unwrap_or(0), Values::<T>::of(&map.weight)?);
+    let (dy, w) = (Matrix::new(gradient, rows, out), Matrix::new(&weight, out, inner));
+    cpu::add_product(into, dy, w, Some(&map.weight));
     Ok(())
 }
 

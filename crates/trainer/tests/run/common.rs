@@ -188,6 +188,7 @@ pub(crate) fn trainer(run: &RunDir) -> Trainer<'_> {
     let config = TrainConfig {
         length: Span::Steps(20),
         batch: BATCH,
+        precision: "f32".to_owned(),
         clip: Some(1.0),
         log_every: 3,
         checkpoint: CheckpointConfig { every: Some(Span::Steps(5)), minutes: None, keep_last: 3, keep_every: None },

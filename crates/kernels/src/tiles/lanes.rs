@@ -1,0 +1,130 @@
+//! The vocabulary of packing and multiplying: a line of 16 pairs of bf16, and what an instruction set does with it.
+//! Implementations are tokens: a value of one proves that the processor has its instructions.
+
+use std::marker::PhantomData;
+
+/// Pairs in a line.
+pub(super) const PAIRS: usize = 16;
+/// Values of the inner dimension that a line of A holds.
+pub(super) const DEPTH: usize = 2 * PAIRS;
+/// Columns of a panel of B, in two lines per pair of the inner dimension.
+pub(super) const WIDTH: usize = 2 * PAIRS;
+
+/// One cache line. Of A: 16 pairs along the inner dimension, for one row. Of B: one pair, for 16 columns.
+/// The low half of an element comes first along the inner dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u32; PAIRS]);
+
+impl Line {
+    pub(super) const ZERO: Self = Self([0; PAIRS]);
+}
+
+/// Code to be compiled for an instruction set. `run` and all it calls must be `inline(always)`, which no closure is.
+pub(super) trait Job {
+    fn run(self);
+}
+
+/// Rounding to bf16 and moving the halves into place. Every implementation gives the same bits.
+pub(super) trait Lanes: Copy + Send + Sync {
+    /// 16 f32.
+    type Vector: Copy;
+
+    /// Runs the job compiled for these instructions.
+    fn enter(self, job: impl Job);
+    /// Up to 16 values, then zeros.
+    fn load(self, values: &[f32]) -> Self::Vector;
+    /// What rounding to bf16 takes away; zero where the rounded value is not finite.
+    fn rest(self, x: Self::Vector) -> Self::Vector;
+    /// 32 consecutive values as pairs.
+    fn in_order(self, low: Self::Vector, high: Self::Vector) -> Line;
+    /// 16 pairs, the first halves from one vector and the second halves from the other.
+    fn zipped(self, first: Self::Vector, second: Self::Vector) -> Line;
+    /// Exchanges rows and columns of a square of pairs.
+    fn transpose(self, square: &mut [Line; PAIRS]);
+}
+
+/// [`Lanes`] that multiply.
+pub(super) trait Kernel: Lanes {
+    /// Most rows of a tile of C. Its most columns are [`WIDTH`].
+    const ROWS: usize;
+
+    /// Runs the job with everything set up for [`tile`](Self::tile).
+    fn session(self, job: impl Job) {
+        self.enter(job);
+    }
+
+    /// Multiplies into one tile of C, inside a session.
+    fn tile(self, operands: Operands<'_>, c: Tile<'_>);
+}
+
+/// Lines from one row of packed A to the next: 512 values of bf16 and one line more. Rows an odd number of lines apart
+/// spread over all sets of the first cache.
+pub(super) const ROW_LINES: usize = 17;
+
+/// Packed rows and one packed panel, over one block of the inner dimension.
+#[derive(Clone, Copy)]
+pub(super) struct Operands<'a> {
+    /// Rows, [`ROW_LINES`] apart. Part p begins at line `p * lines` of each.
+    pub(super) a: &'a [Line],
+    /// Part p begins at line `p * lines * DEPTH`.
+    pub(super) b: &'a [Line],
+    /// Lines of A per part.
+    pub(super) lines: usize,
+    /// Pairs of the inner dimension that are not padding.
+    pub(super) pairs: usize,
+    /// Which part of A meets which part of B, in order.
+    pub(super) terms: &'a [(usize, usize)],
+}
+
+impl Operands<'_> {
+    /// Panics unless all that `rows` rows and every term touch is there.
+    pub(super) fn check(&self, rows: usize) {
+        let (a, b) = self.terms.iter().fold((0, 0), |(a, b), term| (a.max(term.0 + 1), b.max(term.1 + 1)));
+        assert!(a * self.lines <= ROW_LINES && self.a.len() >= (rows.max(1) - 1) * ROW_LINES + a * self.lines);
+        assert!(self.b.len() >= b * self.lines * DEPTH);
+        assert!(self.pairs <= self.lines * PAIRS);
+    }
+}
+
+/// A rectangle of C that nobody else touches.
+pub(super) struct Tile<'a> {
+    start: *mut f32,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    /// Whether what C holds is added to, or replaced.
+    pub(super) add: bool,
+    owner: PhantomData<&'a mut f32>,
+}
+
+impl<'a> Tile<'a> {
+    /// # Safety
+    /// For r below `rows`, `columns` elements from `start + r * stride` are valid, and this value's alone.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn new(start: *mut f32, stride: usize, (rows, columns): (usize, usize), add: bool) -> Self {
+        Self { start, stride, rows, columns, add, owner: PhantomData }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Elements from a row to the next.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    pub(super) fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows);
+        // SAFETY: the row is inside the rectangle, which is ours by the contract of `new`.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.columns)
+        }
+    }
+}
