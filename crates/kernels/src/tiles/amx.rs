@@ -218,6 +218,7 @@ mod hardware {
             unsafe { asm!("tilezero tmm{t}", t = const T, options(nostack, preserves_flags, nomem)) }
         }
 
+        // SAFETY: called under the conditions that the trait states.
         #[inline(always)]
         unsafe fn load<const T: usize>(self, from: *const u8, stride: usize) {
             // SAFETY: the token's and the caller's.
@@ -227,6 +228,7 @@ mod hardware {
             }
         }
 
+        // SAFETY: called under the conditions that the trait states.
         #[inline(always)]
         unsafe fn store<const T: usize>(self, to: *mut u8, stride: usize) {
             // SAFETY: the token's and the caller's.
@@ -283,6 +285,7 @@ pub(super) mod emulated {
             with(|tiles| tiles[T] = [[0; 16]; 16]);
         }
 
+        // SAFETY: called under the conditions that the trait states.
         unsafe fn load<const T: usize>(self, from: *const u8, stride: usize) {
             with(|tiles| {
                 for (r, row) in tiles[T].iter_mut().enumerate() {
@@ -292,6 +295,7 @@ pub(super) mod emulated {
             });
         }
 
+        // SAFETY: called under the conditions that the trait states.
         unsafe fn store<const T: usize>(self, to: *mut u8, stride: usize) {
             with(|tiles| {
                 for (r, row) in tiles[T].iter().enumerate() {
