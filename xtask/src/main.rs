@@ -8,6 +8,7 @@ mod bench;
 mod ci;
 mod eval;
 mod peer;
+mod sanitize;
 mod start;
 mod tidy;
 mod train;
@@ -30,6 +31,7 @@ enum Command {
     Bench(bench::Bench),
     Ci(ci::Ci),
     Tidy(tidy::Tidy),
+    Sanitize(sanitize::Sanitize),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Bench(command) => command.run(),
         Command::Ci(command) => command.run(),
         Command::Tidy(command) => command.run(),
+        Command::Sanitize(command) => command.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
