@@ -2,114 +2,12 @@
 
 use crate::cpu::{self, Real, SharedRows, Values, by_dtype};
 use crate::heads::{Rows, Scratch, Sizes, backward, forward};
+use crate::visibility::{Seen, Sight, Visibility};
 use crate::{Error, Result, input, reference};
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 use std::sync::OnceLock;
 
-/// How two ranks compare for a key to be visible.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RankRule {
-    /// A query sees keys whose rank is at most its own.
-    AtMost,
-    /// A query sees keys whose rank is below its own.
-    Below,
-}
-
-/// Which keys a query may see. A query that sees nothing has the output 0.
-#[derive(Clone, Debug)]
-pub enum Visibility {
-    /// All of them.
-    All,
-    /// Where the u8 tensor, [nq, nk] or [batch, nq, nk], is not 0.
-    Mask(Tensor),
-    /// By rank, as in autoregression over groups. Each list has one entry per token, for all images alike, or
-    /// one per token of every image, image by image.
-    Ranks {
-        /// Ranks of the queries: nq or batch * nq.
-        queries: Vec<u32>,
-        /// Ranks of the keys: nk or batch * nk.
-        keys: Vec<u32>,
-        /// How they compare.
-        rule: RankRule,
-    },
-}
-
-/// Which pairs are visible, one byte each. Images may share one table.
-#[derive(Clone, Debug)]
-pub(crate) struct Pairs {
-    /// [images, nq, nk].
-    pub(crate) visible: Vec<u8>,
-    /// The batch, or 1 where all images share the table.
-    pub(crate) images: usize,
-}
-
-impl Pairs {
-    /// The table of an image, [nq, nk].
-    fn of(&self, image: usize) -> &[u8] {
-        let size = self.visible.len() / self.images;
-        &self.visible[if self.images == 1 { 0 } else { image * size }..][..size]
-    }
-}
-
-impl Visibility {
-    /// The table of pairs; nothing where all is visible. The shapes were checked, and none is empty.
-    pub(crate) fn pairs(&self, nq: usize, nk: usize) -> Result<Option<Pairs>> {
-        match self {
-            Self::All => Ok(None),
-            Self::Mask(mask) => {
-                let images = if mask.rank() == 3 { mask.dim(0)? } else { 1 };
-                let visible = mask.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
-                Ok(Some(Pairs { visible, images }))
-            }
-            Self::Ranks { queries, keys, rule } => {
-                let images = (queries.len() / nq.max(1)).max(keys.len() / nk.max(1)).max(1);
-                let mut visible = Vec::with_capacity(images * nq * nk);
-                for image in 0..images {
-                    let keys = &keys[if keys.len() == nk { 0 } else { image * nk }..][..nk];
-                    for query in &queries[if queries.len() == nq { 0 } else { image * nq }..][..nq] {
-                        visible.extend(keys.iter().map(|key| u8::from(rule.sees(*query, *key))));
-                    }
-                }
-                Ok(Some(Pairs { visible, images }))
-            }
-        }
-    }
-
-    pub(crate) fn check(&self, batch: usize, nq: usize, nk: usize) -> Result<()> {
-        match self {
-            Self::All => Ok(()),
-            Self::Mask(mask) if mask.dtype() != DType::U8 => {
-                Err(Error::Dtype { op: OP, expected: "U8 for the mask", got: mask.dtype() })
-            }
-            Self::Mask(mask) if mask.dims() == [nq, nk] || mask.dims() == [batch, nq, nk] => Ok(()),
-            Self::Mask(mask) => {
-                Err(Error::shape(OP, format!("a mask [{nq}, {nk}] or [{batch}, {nq}, {nk}]"), mask.dims()))
-            }
-            Self::Ranks { queries, keys, .. } => {
-                check_ranks("queries", queries.len(), batch, nq)?;
-                check_ranks("keys", keys.len(), batch, nk)
-            }
-        }
-    }
-}
-
-impl RankRule {
-    fn sees(self, query: u32, key: u32) -> bool {
-        match self {
-            Self::AtMost => key <= query,
-            Self::Below => key < query,
-        }
-    }
-}
-
 const OP: &str = "attention";
-
-fn check_ranks(what: &str, len: usize, batch: usize, tokens: usize) -> Result<()> {
-    if len == tokens || len == batch * tokens {
-        return Ok(());
-    }
-    Err(Error::argument(OP, format!("{len} ranks of {what}: must be {tokens} or {batch} * {tokens}")))
-}
 
 /// `softmax(q k^T / sqrt(head_size)) v` per head over the visible keys. q: [batch, nq, heads * head_size], k and v:
 /// [batch, nk, heads * head_size] -> [batch, nq, heads * head_size]. Heads are contiguous groups of channels.
@@ -123,8 +21,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, visibility: &
     }
     let (nq, nk) = (q.dim(1)?, k.dim(1)?);
     let sizes = Sizes { batch: q.dim(0)?, nq, nk, heads, size: q.dim(2)? / heads };
-    let pairs = if q.elem_count() * k.elem_count() == 0 { None } else { visibility.pairs(nq, nk)? };
-    let op = Attention { sizes, pairs, log_sums: OnceLock::new() };
+    let op = Attention { sizes, sight: visibility.sight()?, log_sums: OnceLock::new() };
     Ok(q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)?)
 }
 
@@ -144,7 +41,7 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, visibility: &Visibili
 /// Keeps the logarithm of each row's softmax denominator; the probabilities are computed anew in the backward pass.
 struct Attention {
     sizes: Sizes,
-    pairs: Option<Pairs>,
+    sight: Option<Sight>,
     /// [batch, heads, nq], in the dtype of the inputs.
     log_sums: OnceLock<Tensor>,
 }
@@ -165,7 +62,7 @@ impl CustomOp3 for Attention {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         by_dtype!(OP, cpu::dtype(q), T => {
             let inputs = [cpu::slice::<T>(q, q_layout)?, cpu::slice(k, k_layout)?, cpu::slice(v, v_layout)?];
-            let (out, log_sums) = all_forward(inputs, self.sizes, self.pairs.as_ref());
+            let (out, log_sums) = all_forward(inputs, self.sizes, self.sight.as_ref());
             // A second forward pass of one instance does not happen; if it did, it would give the same sums.
             let _ = self.log_sums.set(cpu::tensor(log_sums, (self.sizes.batch, self.sizes.heads, self.sizes.nq))?);
             Ok((cpu::storage(out), q_layout.shape().clone()))
@@ -186,7 +83,7 @@ impl CustomOp3 for Attention {
             let tensors = [q, k, v, &gradient, log_sums];
             let [q_values, k_values, v_values, gradient, log_sums] = tensors.map(Values::<T>::of);
             let inputs = [&*q_values?, &*k_values?, &*v_values?];
-            let [dq, dk, dv] = all_backward(inputs, &gradient?, &log_sums?, self.sizes, self.pairs.as_ref());
+            let [dq, dk, dv] = all_backward(inputs, &gradient?, &log_sums?, self.sizes, self.sight.as_ref());
             // The three come together; that of an untracked input is dropped here.
             let given = |x: &Tensor, dx| x.track_op().then(|| cpu::tensor(dx, x.shape())).transpose();
             Ok((given(q, dq)?, given(k, dk)?, given(v, dv)?))
@@ -198,6 +95,11 @@ impl CustomOp3 for Attention {
 fn head<T: Real>(values: &[T], sizes: Sizes, tokens: usize, index: usize) -> Rows<'_, T> {
     let (image, head) = (index / sizes.heads, index % sizes.heads);
     Rows { values: &values[image * tokens * sizes.dim() + head * sizes.size..], stride: sizes.dim() }
+}
+
+/// What the image of a head sees.
+fn seen(sight: Option<&Sight>, sizes: Sizes, index: usize) -> Seen<'_> {
+    sight.map_or(Seen::All, |sight| sight.of(index / sizes.heads, sizes.nq, sizes.nk))
 }
 
 /// Writes the rows of one head to its place in all of them. `from`: rows of `step` elements.
@@ -214,7 +116,7 @@ fn store<T: Real>(to: &SharedRows<'_, T>, sizes: Sizes, tokens: usize, index: us
 }
 
 /// The output and the log-sums of all heads of all images; zeros where there is nothing to see or nobody to see it.
-pub(crate) fn all_forward<T: Real>(inputs: [&[T]; 3], sizes: Sizes, pairs: Option<&Pairs>) -> (Vec<T>, Vec<T>) {
+pub(crate) fn all_forward<T: Real>(inputs: [&[T]; 3], sizes: Sizes, sight: Option<&Sight>) -> (Vec<T>, Vec<T>) {
     let Sizes { batch, nq, nk, heads, .. } = sizes;
     let (mut out, mut log_sums) = (vec![T::zero(); inputs[0].len()], vec![T::zero(); batch * heads * nq]);
     if inputs.iter().any(|input| input.is_empty()) {
@@ -225,7 +127,7 @@ pub(crate) fn all_forward<T: Real>(inputs: [&[T]; 3], sizes: Sizes, pairs: Optio
     cpu::for_each_index(batch * heads, sizes.work(), scratch, |scratch, index| {
         let (q, k, v) =
             (head(inputs[0], sizes, nq, index), head(inputs[1], sizes, nk, index), head(inputs[2], sizes, nk, index));
-        forward(scratch, sizes, q, k, v, pairs.map(|pairs| pairs.of(index / heads)));
+        forward(scratch, sizes, q, k, v, seen(sight, sizes, index));
         store(&out_rows, sizes, nq, index, &scratch.out, scratch.row);
         // SAFETY: each index has its own row of log-sums.
         #[allow(unsafe_code)]
@@ -242,7 +144,7 @@ pub(crate) fn all_backward<T: Real>(
     gradient: &[T],
     log_sums: &[T],
     sizes: Sizes,
-    pairs: Option<&Pairs>,
+    sight: Option<&Sight>,
 ) -> [Vec<T>; 3] {
     let Sizes { batch, nq, nk, heads, .. } = sizes;
     let mut gradients = inputs.map(|input| vec![T::zero(); input.len()]);
@@ -255,9 +157,8 @@ pub(crate) fn all_backward<T: Real>(
     cpu::for_each_index(batch * heads, 3 * sizes.work(), scratch, |scratch, index| {
         let (q, k, v) =
             (head(inputs[0], sizes, nq, index), head(inputs[1], sizes, nk, index), head(inputs[2], sizes, nk, index));
-        let visible = pairs.map(|pairs| pairs.of(index / heads));
         let log_sums = &log_sums[index * nq..][..nq];
-        backward(scratch, sizes, q, k, v, head(gradient, sizes, nq, index), log_sums, visible);
+        backward(scratch, sizes, q, k, v, head(gradient, sizes, nq, index), log_sums, seen(sight, sizes, index));
         store(&dq, sizes, nq, index, &scratch.out, scratch.row);
         store(&dk, sizes, nk, index, &scratch.keys_gradient, scratch.row);
         store(&dv, sizes, nk, index, &scratch.values_gradient, scratch.row);
@@ -267,9 +168,9 @@ pub(crate) fn all_backward<T: Real>(
 
 #[cfg(test)]
 mod tests {
-    use super::{RankRule, Visibility, attention};
+    use super::attention;
     use crate::check::{check_large, check_op, output_and_gradients, same_for_any_threads, sample};
-    use crate::reference;
+    use crate::{RankRule, Visibility, reference};
     use candle_core::{DType, Device, Tensor};
 
     /// batch, nq, nk, heads, size.
@@ -314,6 +215,7 @@ mod tests {
             ranks(vec![0, 2, 1], vec![0, 1, 1, 2], RankRule::AtMost),
             ranks(vec![0, 2, 1, 1, 1, 3], vec![0, 1, 1, 2], RankRule::Below),
             ranks(vec![0, 2, 1, 1, 1, 3], vec![0, 1, 1, 2, 2, 1, 0, 0], RankRule::AtMost),
+            Visibility::Ranges { queries: vec![0, 2, 1], keys: vec![0..=0, 1..=2, 0..=1, 2..=1] },
         ] {
             judge((batch, nq, nk, 2, 3), &visibility);
         }
@@ -338,6 +240,47 @@ mod tests {
         }
     }
 
+    /// Some ranks below `most`.
+    fn some_ranks(seed: usize, n: usize, most: usize) -> Vec<u32> {
+        (0..n).map(|i| ((i + seed) * (i + 3 * seed + 5) / 3 % most) as u32).collect()
+    }
+
+    /// `visibility` as a table of pairs.
+    fn as_mask(visibility: &Visibility, (batch, nq, nk, ..): Case) -> Visibility {
+        let (visible, images) = visibility.pairs(batch, nq, nk).unwrap().unwrap();
+        Visibility::Mask(Tensor::from_vec(visible, (images, nq, nk), &Device::Cpu).unwrap())
+    }
+
+    #[test]
+    fn ranks_give_the_bits_of_their_mask() {
+        for case @ (batch, nq, nk, heads, size) in
+            [(2, 70, 131, 2, 16), (3, 33, 33, 1, 128), (1, 129, 65, 2, 40), (2, 5, 7, 3, 19), (2, 64, 64, 1, 64)]
+        {
+            let ranks = |queries, keys, rule| Visibility::Ranks { queries, keys, rule };
+            let (shared, each) = (some_ranks(1, nq, 6), some_ranks(2, batch * nq, 6));
+            let (shared_keys, each_keys) = (some_ranks(3, nk, 6), some_ranks(4, batch * nk, 6));
+            let ranges = each_keys.iter().zip(some_ranks(5, batch * nk, 8)).map(|(first, last)| *first..=last);
+            for visibility in [
+                ranks(shared.clone(), shared_keys.clone(), RankRule::AtMost),
+                ranks(each.clone(), shared_keys, RankRule::Below),
+                ranks(shared, each_keys.clone(), RankRule::Below),
+                ranks(each.clone(), each_keys.clone(), RankRule::AtMost),
+                Visibility::Ranges { queries: each.clone(), keys: ranges.collect() },
+            ] {
+                let mask = as_mask(&visibility, case);
+                let bits = |visibility: &Visibility, dtype| {
+                    let run = |v: &[Tensor]| attention(&v[0], &v[1], &v[2], heads, visibility);
+                    let all = output_and_gradients(&inputs(case), dtype, run).unwrap();
+                    let bits = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                    all.iter().flat_map(bits).map(f64::to_bits).collect::<Vec<u64>>()
+                };
+                for dtype in [DType::F32, DType::F64] {
+                    assert_eq!(bits(&visibility, dtype), bits(&mask, dtype), "{case:?}, size {size}, {visibility:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn ranks_are_the_mask_they_describe() {
         let case = (2, 3, 3, 1, 4);
@@ -356,13 +299,16 @@ mod tests {
     fn a_query_that_sees_nothing_gives_zero_and_takes_no_gradient() {
         let case = (1, 2, 3, 1, 2);
         let rows = Tensor::new(&[[0_u8, 0, 0], [1, 1, 0]], &Device::Cpu).unwrap();
-        let run = |v: &[Tensor]| attention(&v[0], &v[1], &v[2], 1, &Visibility::Mask(rows.clone()));
-        let all = output_and_gradients(&inputs(case), DType::F32, run).unwrap();
-        let rows = |i: usize| all[i].get(0).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(rows(0)[0], [0.0; 2]);
-        assert_eq!(rows(1)[0], [0.0; 2]);
-        assert_eq!(rows(3)[2], [0.0; 2], "a key that nobody sees");
-        assert!(all.iter().all(|t| t.sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite()));
+        let ranks = Visibility::Ranks { queries: vec![0, 2], keys: vec![0, 1, 2], rule: RankRule::Below };
+        for visibility in [Visibility::Mask(rows), ranks] {
+            let run = |v: &[Tensor]| attention(&v[0], &v[1], &v[2], 1, &visibility);
+            let all = output_and_gradients(&inputs(case), DType::F32, run).unwrap();
+            let rows = |i: usize| all[i].get(0).unwrap().to_vec2::<f32>().unwrap();
+            assert_eq!(rows(0)[0], [0.0; 2]);
+            assert_eq!(rows(1)[0], [0.0; 2]);
+            assert_eq!(rows(3)[2], [0.0; 2], "a key that nobody sees");
+            assert!(all.iter().all(|t| t.sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite()));
+        }
     }
 
     #[test]
@@ -419,13 +365,19 @@ mod tests {
         assert!(refusal(&k, &k, 2, &mask).contains("a mask [3, 5] or [2, 3, 5]"));
         let ranks = Visibility::Ranks { queries: vec![0; 3], keys: vec![0; 6], rule: RankRule::Below };
         assert!(refusal(&k, &k, 2, &ranks).contains("6 ranks of keys: must be 5 or 2 * 5"));
+        let ranges = Visibility::Ranges { queries: vec![0; 4], keys: vec![0..=1; 5] };
+        assert!(refusal(&k, &k, 2, &ranges).contains("4 ranks of queries: must be 3 or 2 * 3"));
         assert!(refusal(&k.to_dtype(DType::F64).unwrap(), &k, 2, &Visibility::All).contains("dtype"));
     }
 
     #[test]
     fn threads_do_not_change_a_bit() {
         let case = (5, 70, 33, 3, 24);
-        let run = |v: &[Tensor]| attention(&v[0], &v[1], &v[2], 3, &Visibility::Mask(mask(5, 70, 33)));
-        same_for_any_threads(|| output_and_gradients(&inputs(case), DType::F32, run)).unwrap();
+        let ranks =
+            Visibility::Ranks { queries: some_ranks(1, 70, 5), keys: some_ranks(2, 33, 5), rule: RankRule::Below };
+        for visibility in [Visibility::Mask(mask(5, 70, 33)), ranks] {
+            let run = |v: &[Tensor]| attention(&v[0], &v[1], &v[2], 3, &visibility);
+            same_for_any_threads(|| output_and_gradients(&inputs(case), DType::F32, run)).unwrap();
+        }
     }
 }

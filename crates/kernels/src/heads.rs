@@ -1,10 +1,11 @@
 //! Attention inside one head of one image: small products and a softmax, in scratch memory that stays in the cache.
 //!
-//! Queries go in blocks, so no scores of size nq * nk are held: of that size is only the table of what is visible,
-//! where there is one. The blocks do not depend on the number of threads.
+//! Queries go in blocks, so nothing of size nq * nk is held but a table of what is visible, where the caller has one. The
+//! blocks do not depend on the number of threads.
 
 use crate::cpu::Real;
 use crate::simd::{AVX512, dot, largest, sum_of, vectorised};
+use crate::visibility::{Seen, SeenRow};
 
 /// Rows of scores held at a time.
 const BLOCK: usize = 64;
@@ -124,9 +125,9 @@ impl<'a, T: Real> Rows<'a, T> {
 }
 
 vectorised! {
-    /// Output and log-sums of one head, into the scratch. `visible`: [nq, nk].
+    /// Output and log-sums of one head, into the scratch.
     pub(crate) fn forward / forward_at<T, ISA>(
-        scratch: &mut Scratch<T>, sizes: Sizes, q: Rows<'_, T>, k: Rows<'_, T>, v: Rows<'_, T>, visible: Option<&[u8]>,
+        scratch: &mut Scratch<T>, sizes: Sizes, q: Rows<'_, T>, k: Rows<'_, T>, v: Rows<'_, T>, seen: Seen<'_>,
     ) {
         let Sizes { nq, nk, size, .. } = sizes;
         let (row, padded) = (scratch.row, sizes.padded_keys());
@@ -140,8 +141,8 @@ vectorised! {
             let out = &mut scratch.out[start * row..];
             let mut shares = [T::zero(); BLOCK];
             for r in 0..rows {
-                let visible = visible.map(|visible| &visible[(start + r) * nk..][..nk]);
-                let (share, log_sum) = softmax_row::<T, ISA>(&mut scratch.scores[r * padded..][..padded], nk, visible);
+                let scores = &mut scratch.scores[r * padded..][..padded];
+                let (share, log_sum) = softmax_row::<T, ISA>(scores, nk, seen.row(start + r, nk));
                 shares[r] = share;
                 scratch.log_sums[start + r] = log_sum;
             }
@@ -156,10 +157,10 @@ vectorised! {
 }
 
 vectorised! {
-    /// Gradients of one head, into the scratch. `gradient`: that of the output; `log_sums`: [nq]; `visible`: [nq, nk].
+    /// Gradients of one head, into the scratch. `gradient`: that of the output; `log_sums`: `[nq]`.
     pub(crate) fn backward / backward_at<T, ISA>(
         scratch: &mut Scratch<T>, sizes: Sizes, q: Rows<'_, T>, k: Rows<'_, T>, v: Rows<'_, T>,
-        gradient: Rows<'_, T>, log_sums: &[T], visible: Option<&[u8]>,
+        gradient: Rows<'_, T>, log_sums: &[T], seen: Seen<'_>,
     ) {
         let Sizes { nq, nk, size, .. } = sizes;
         let (row, padded) = (scratch.row, sizes.padded_keys());
@@ -176,9 +177,8 @@ vectorised! {
             multiply_at(ISA, scores, Left::Rows(queries, row), &scratch.keys_t, rows, size, padded, false);
             multiply_at(ISA, slopes, Left::Rows(outward, row), &scratch.values_t, rows, size, padded, false);
             for r in 0..rows {
-                let visible = visible.map(|visible| &visible[(start + r) * nk..][..nk]);
                 let scores = &mut scores[r * padded..][..padded];
-                probabilities_row::<T, ISA>(scores, nk, visible, log_sums[start + r]);
+                probabilities_row::<T, ISA>(scores, nk, seen.row(start + r, nk), log_sums[start + r]);
             }
             multiply_at(ISA, &mut scratch.values_gradient, Left::Columns(scores, padded), outward, nk, rows, row, true);
             for (scores, slopes) in scores.chunks_exact(padded.max(1)).zip(slopes.chunks_exact_mut(padded.max(1))).take(rows) {
@@ -198,27 +198,36 @@ vectorised! {
 
 /// Hides what is not visible, and the padding.
 #[inline(always)]
-fn hide<T: Real>(scores: &mut [T], nk: usize, visible: Option<&[u8]>) {
+fn hide<T: Real>(scores: &mut [T], nk: usize, seen: SeenRow<'_>) {
     let low = T::of(f64::NEG_INFINITY);
     scores[nk..].fill(low);
-    if let Some(visible) = visible {
-        for (score, visible) in scores.iter_mut().zip(visible) {
-            *score = if *visible == 0 { low } else { *score };
+    match seen {
+        SeenRow::All => {}
+        SeenRow::Pairs(visible) => {
+            for (score, visible) in scores.iter_mut().zip(visible) {
+                *score = if *visible == 0 { low } else { *score };
+            }
+        }
+        SeenRow::Rank(rank, [first, last]) => {
+            // No short circuit: a branch would keep this loop out of the vector registers.
+            for (score, (first, last)) in scores.iter_mut().zip(first.iter().zip(last)) {
+                *score = if (*first <= rank) & (rank <= *last) { *score } else { low };
+            }
         }
     }
 }
 
 /// Turns scores into weights; gives 1 / (sum of the weights) and the logarithm of the softmax denominator.
 #[inline(always)]
-fn softmax_row<T: Real, const ISA: u8>(scores: &mut [T], nk: usize, visible: Option<&[u8]>) -> (T, T) {
-    let blind = visible.map_or(nk == 0, |visible| visible.iter().all(|visible| *visible == 0));
-    if blind {
+fn softmax_row<T: Real, const ISA: u8>(scores: &mut [T], nk: usize, seen: SeenRow<'_>) -> (T, T) {
+    hide(scores, nk, seen);
+    let most = largest(scores);
+    // Visible scores may be minus infinity or NaN, so that alone does not say that nothing is seen.
+    if most == T::of(f64::NEG_INFINITY) && seen.nothing(nk) {
         // An infinite denominator makes every probability of the backward pass 0.
         scores.fill(T::zero());
         return (T::zero(), T::of(f64::INFINITY));
     }
-    hide(scores, nk, visible);
-    let most = largest(scores);
     for score in scores.iter_mut() {
         *score = (*score - most).exponential::<ISA>();
     }
@@ -227,8 +236,8 @@ fn softmax_row<T: Real, const ISA: u8>(scores: &mut [T], nk: usize, visible: Opt
 }
 
 #[inline(always)]
-fn probabilities_row<T: Real, const ISA: u8>(scores: &mut [T], nk: usize, visible: Option<&[u8]>, log_sum: T) {
-    hide(scores, nk, visible);
+fn probabilities_row<T: Real, const ISA: u8>(scores: &mut [T], nk: usize, seen: SeenRow<'_>, log_sum: T) {
+    hide(scores, nk, seen);
     for score in scores.iter_mut() {
         *score = (*score - log_sum).exponential::<ISA>();
     }
@@ -339,6 +348,7 @@ fn add_scaled<T: Real, const ISA: u8>(sums: &mut [T; WIDTH], factor: T, row: &[T
 mod tests {
     use super::{Rows, Scratch, Sizes, backward_at, forward_at};
     use crate::levels::{same_on_all, values};
+    use crate::visibility::Seen;
 
     #[test]
     fn every_instruction_set_gives_the_same_up_to_rounding() {
@@ -346,16 +356,19 @@ mod tests {
         let (q, k, v) = (values(1, 77 * 20), values(2, 29 * 20), values(3, 29 * 20));
         let [q, k, v] = [&q, &k, &v].map(|values| Rows { values, stride: 20 });
         let visible: Vec<u8> = (0..77 * 29).map(|i| u8::from(i % 5 != 0)).collect();
-        same_on_all(2e-6, |level| {
-            let mut scratch = Scratch::forward(sizes);
-            forward_at(level, &mut scratch, sizes, q, k, v, Some(&visible));
-            [scratch.out, scratch.log_sums].concat()
-        });
-        let log_sums = vec![3.0; 77];
-        same_on_all(2e-6, |level| {
-            let mut scratch = Scratch::backward(sizes);
-            backward_at(level, &mut scratch, sizes, q, k, v, q, &log_sums, Some(&visible));
-            [scratch.out, scratch.keys_gradient, scratch.values_gradient].concat()
-        });
+        let ranks: Vec<u32> = (0..77).map(|i| i * 3 % 11).collect();
+        for seen in [Seen::Pairs(&visible), Seen::Ranks(&ranks, [&ranks[1..30], &[9; 29]])] {
+            same_on_all(2e-6, |level| {
+                let mut scratch = Scratch::forward(sizes);
+                forward_at(level, &mut scratch, sizes, q, k, v, seen);
+                [scratch.out, scratch.log_sums.into_iter().map(|sum| sum.min(99.0)).collect()].concat()
+            });
+            let log_sums = vec![3.0; 77];
+            same_on_all(2e-6, |level| {
+                let mut scratch = Scratch::backward(sizes);
+                backward_at(level, &mut scratch, sizes, q, k, v, q, &log_sums, seen);
+                [scratch.out, scratch.keys_gradient, scratch.values_gradient].concat()
+            });
+        }
     }
 }

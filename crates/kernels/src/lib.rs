@@ -48,9 +48,10 @@ mod sinkhorn;
 mod softmax;
 pub mod threads;
 pub mod tiles;
+mod visibility;
 
 pub use adamw::{AdamWStep, adamw_step, global_norm};
-pub use attention::{RankRule, Visibility, attention};
+pub use attention::attention;
 pub use block::{Affine, BlockOptions, BlockWeights, Branch, NormWeights, block};
 pub use cross_entropy::{mean_row_entropy, soft_cross_entropy};
 pub use error::{Error, Result};
@@ -65,6 +66,7 @@ pub use precision::{Precision, PrecisionScope};
 pub use rows::{gather_rows, scatter_add_rows, scatter_rows};
 pub use sinkhorn::sinkhorn;
 pub use softmax::softmax;
+pub use visibility::{RankRule, Visibility};
 
 /// The README's example runs with the tests.
 #[cfg(doctest)]

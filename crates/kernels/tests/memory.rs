@@ -3,7 +3,10 @@
 
 use candle_core::{DType, Tensor, Var};
 use occlude_kernels::check::sample;
-use occlude_kernels::{Affine, BlockOptions, BlockWeights, NormWeights, backward, block, soft_cross_entropy};
+use occlude_kernels::{
+    Affine, BlockOptions, BlockWeights, NormWeights, RankRule, Visibility, attention, backward, block,
+    soft_cross_entropy,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -115,4 +118,20 @@ fn cross_entropy_makes_no_second_copy_of_its_logits() {
     let (_gradients, _, peak) = counted(|| backward(&loss).unwrap());
     // The gradient of the logits; beside it candle's graph makes a tensor of zeros for the edge and the sum of the two.
     assert!((peak as f64) < 3.1 * size, "backward: {}", peak as f64 / size);
+}
+
+#[test]
+fn attention_by_ranks_makes_no_table_of_pairs() {
+    let _turn = TURN.lock();
+    let tokens = 4096;
+    let x = var(1, &[1, tokens, 16]);
+    let ranks: Vec<u32> = (0..tokens as u32).rev().collect();
+    let visibility = Visibility::Ranks { queries: ranks.clone(), keys: ranks, rule: RankRule::AtMost };
+    let run = || attention(&x, &x, &x, 1, &visibility).unwrap().sum_all().unwrap();
+    drop(backward(&run()).unwrap());
+    let (loss, _, peak) = counted(run);
+    // One byte for each pair of tokens; what is held are scores of a few queries and copies of the tokens.
+    assert!(peak < tokens * tokens / 4, "forward: {peak}");
+    let (_gradients, _, peak) = counted(|| backward(&loss).unwrap());
+    assert!(peak < tokens * tokens / 3, "backward: {peak}");
 }

@@ -2,12 +2,13 @@
 
 use super::weights::{Affine, BlockWeights, NormWeights};
 use super::{Branch, add_branch, chosen};
-use crate::attention::{Pairs, all_backward, all_forward};
+use crate::attention::{all_backward, all_forward};
 use crate::cpu::{self, Matrix, Real, Values};
 use crate::gradients::{collect, collect_linear};
 use crate::heads::Sizes;
 use crate::norms::Norm;
 use crate::position::Encode;
+use crate::visibility::Sight;
 
 /// What stays the same over the calls of one pass. Sizes and tables are those of the chosen images.
 pub(super) struct Attend<'a> {
@@ -16,7 +17,7 @@ pub(super) struct Attend<'a> {
     pub(super) sizes: Sizes,
     /// Width of the context; `None` where the tokens attend to each other.
     pub(super) context: Option<usize>,
-    pub(super) pairs: Option<&'a Pairs>,
+    pub(super) sight: Option<&'a Sight>,
     pub(super) encode: Option<&'a (Encode, Encode)>,
 }
 
@@ -119,7 +120,7 @@ impl Attend<'_> {
         let queries = self.encoded(apply(&self.weights.queries, &tokens)?, |both| &both.0, false)?;
         let keys = self.encoded(apply(&self.weights.keys, &source)?, |both| &both.1, false)?;
         let values = apply(&self.weights.values, &source)?;
-        let (attended, log_sums) = all_forward([&queries, &keys, &values], self.sizes, self.pairs);
+        let (attended, log_sums) = all_forward([&queries, &keys, &values], self.sizes, self.sight);
         let mut y = x.to_vec();
         add_branch(&mut y, self.branch, self.len(), &apply(&self.weights.projection, &attended)?);
         Ok((y, Saved { queries, keys, values, attended, log_sums }))
@@ -138,7 +139,7 @@ impl Attend<'_> {
         collect_linear(&projection.weight, projection.bias.as_ref(), &outward, &saved.attended)?;
         let slopes = back(projection, &outward)?; // [images, nq, dim]
         let inputs = [&saved.queries[..], &saved.keys, &saved.values];
-        let [dq, dk, dv] = all_backward(inputs, &slopes, &saved.log_sums, self.sizes, self.pairs);
+        let [dq, dk, dv] = all_backward(inputs, &slopes, &saved.log_sums, self.sizes, self.sight);
         drop((saved, slopes));
         let (dq, dk) = (self.encoded(dq, |both| &both.0, true)?, self.encoded(dk, |both| &both.1, true)?);
         let some = chosen(x, self.branch, self.len(), 1.0);

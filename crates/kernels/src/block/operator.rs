@@ -3,10 +3,10 @@
 use super::attend::{self, Attend};
 use super::feed::Feed;
 use super::weights::BlockWeights;
-use crate::attention::{Pairs, Visibility};
 use crate::cpu::{self, Real, Values, by_dtype};
 use crate::heads::Sizes;
 use crate::position::{Angles, Encode};
+use crate::visibility::{Sight, Visibility};
 use crate::{Error, Result, input, reference};
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 use std::sync::{Mutex, PoisonError};
@@ -73,7 +73,7 @@ pub fn block(x: &Tensor, context: Option<&Tensor>, weights: &BlockWeights, optio
     if !cpu::on_cpu(x) {
         return reference::block(x, context, weights, options);
     }
-    let pairs = options.visibility.pairs(plan.sizes.nq, plan.sizes.nk)?;
+    let sight = options.visibility.sight()?;
     let anchor = weights.anchor();
     // Where nothing is tracked candle drops the operator, and all that it keeps, at once.
     let keep = !options.recompute;
@@ -82,7 +82,7 @@ pub fn block(x: &Tensor, context: Option<&Tensor>, weights: &BlockWeights, optio
     let encode = options.angles.map(|(queries, keys)| (Encode { angles: queries }, Encode { angles: keys }));
     let (weights, branches) = (weights.clone(), options.branches);
     by_dtype!(OP, x.dtype(), T => {
-        let op = Block::<T> { plan, weights, branches, pairs, encode, keep, saved: Mutex::new(None) };
+        let op = Block::<T> { plan, weights, branches, sight, encode, keep, saved: Mutex::new(None) };
         Ok(x.apply_op3(&context, anchor, op)?)
     })
 }
@@ -166,7 +166,7 @@ struct Block<T> {
     plan: Plan,
     weights: BlockWeights,
     branches: [Branch; 2],
-    pairs: Option<Pairs>,
+    sight: Option<Sight>,
     encode: Option<(Encode, Encode)>,
     /// Whether activations are kept for the backward pass.
     keep: bool,
@@ -187,7 +187,7 @@ impl<T: Real> Block<T> {
             branch: &self.branches[0],
             sizes: self.plan.sizes,
             context: self.plan.context,
-            pairs: self.pairs.as_ref(),
+            sight: self.sight.as_ref(),
             encode: self.encode.as_ref(),
         }
     }

@@ -1,9 +1,9 @@
 //! Plain forms of the operators made of matrix products, and of what stands between them.
 
-use crate::attention::Visibility;
 use crate::block::{Affine, BlockOptions, BlockWeights, Branch, NormWeights};
 use crate::linear::with_last;
 use crate::position::Angles;
+use crate::visibility::Visibility;
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
 
@@ -50,10 +50,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, visibility: &
     };
     let (q, k, v) = (split(q)?, split(k)?, split(v)?); // [batch, heads, n, head_size]
     let scores = (q.matmul(&k.t()?)? / ((dim / heads) as f64).sqrt())?; // [batch, heads, nq, nk]
-    let probabilities = match visibility.pairs(nq, nk)? {
+    let probabilities = match visibility.pairs(batch, nq, nk)? {
         None => super::softmax(&scores)?,
-        Some(pairs) => {
-            let visible = Tensor::from_vec(pairs.visible, (pairs.images, 1, nq, nk), q.device())?;
+        Some((visible, images)) => {
+            let visible = Tensor::from_vec(visible, (images, 1, nq, nk), q.device())?;
             let visible = visible.broadcast_as(scores.shape())?;
             let low = scores.min_all()?.detach().broadcast_as(scores.shape())?;
             // A hidden score takes no part in the maximum, and its weight is a hard zero.
