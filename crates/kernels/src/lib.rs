@@ -52,7 +52,9 @@ mod visibility;
 
 pub use adamw::{AdamWStep, adamw_step, global_norm};
 pub use attention::attention;
-pub use block::{Affine, BlockOptions, BlockWeights, Branch, NormWeights, block};
+pub use block::{
+    Affine, BlockOptions, BlockWeights, Branch, NormWeights, block, joined_stream_block, two_stream_block,
+};
 pub use cross_entropy::{mean_row_entropy, soft_cross_entropy};
 pub use error::{Error, Result};
 pub use gelu::gelu;

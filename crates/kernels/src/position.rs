@@ -69,6 +69,12 @@ impl Angles {
         })
     }
 
+    /// Those of `len` tokens from `start` on.
+    pub(crate) fn tokens(&self, start: usize, len: usize) -> Result<Self> {
+        let part = |table: &Tensor| table.narrow(1, start, len)?.contiguous();
+        Ok(Self { cos: part(&self.cos)?, sin: part(&self.sin)? })
+    }
+
     /// Cosines, [batch, n, head_size].
     #[must_use]
     pub fn cos(&self) -> &Tensor {

@@ -1,9 +1,11 @@
 //! The operators once more in ordinary differentiable tensor operations: the tests' judge, never the fast path.
 
+mod blocks;
 mod dense;
 mod rowwise;
 
-pub use dense::{attention, block, gelu, linear, position_angles, position_encode};
+pub use blocks::{block, two_stream_block};
+pub use dense::{attention, gelu, linear, position_angles, position_encode};
 pub use rowwise::{
     gather_rows, l2_normalize, layer_norm, rms_norm, scatter_add_rows, scatter_rows, sinkhorn, soft_cross_entropy,
     softmax, weight_norm,

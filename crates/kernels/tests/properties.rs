@@ -4,9 +4,9 @@
 use candle_core::{D, DType, Tensor};
 use occlude_kernels::check::{check_op, check_op_with, same, sample};
 use occlude_kernels::{
-    Angles, RankRule, Visibility, attention, frequency_table, gather_rows, gelu, l2_normalize, layer_norm, linear,
-    position_encode, reference, rms_norm, scatter_add_rows, scatter_rows, sinkhorn, soft_cross_entropy, softmax,
-    weight_norm,
+    Affine, Angles, BlockOptions, BlockWeights, NormWeights, RankRule, Visibility, attention, frequency_table,
+    gather_rows, gelu, l2_normalize, layer_norm, linear, position_encode, reference, rms_norm, scatter_add_rows,
+    scatter_rows, sinkhorn, soft_cross_entropy, softmax, two_stream_block, weight_norm,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -125,6 +125,46 @@ proptest! {
             &inputs,
             |v| attention(&v[0], &v[1], &v[2], heads, &seen),
             |v| reference::attention(&v[0], &v[1], &v[2], heads, &seen),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn two_streams_agree_with_their_reference(
+        seed in 1_u64..1000, batch in 1_usize..3, content in 1_usize..6, query in 0_usize..6, heads in 1_usize..3,
+        size in 1_usize..4, hidden in 1_usize..6, kind in 0_usize..6,
+    ) {
+        let dim = heads * size;
+        let inputs = [sample(seed, (batch, content, dim)).unwrap(), sample(seed + 1, (batch, query, dim)).unwrap()];
+        let tensor = |salt: u64, shape: &[usize], dtype| sample(seed + salt, shape).unwrap().to_dtype(dtype).unwrap();
+        // A floor under the root that keeps a nearly constant token from magnifying rounding.
+        let norm =
+            |salt, dtype| NormWeights { weight: tensor(salt, &[dim], dtype), bias: None, centred: salt % 2 == 0, eps: 0.1 };
+        let map = |salt, out, inner, dtype| Affine {
+            weight: tensor(salt, &[out, inner], dtype),
+            bias: (salt % 2 == 0).then(|| tensor(salt + 20, &[out], dtype)),
+        };
+        let weights = |dtype| BlockWeights {
+            norm1: norm(2, dtype),
+            queries: map(3, dim, dim, dtype),
+            keys: map(4, dim, dim, dtype),
+            values: map(5, dim, dim, dtype),
+            projection: map(6, dim, dim, dtype),
+            norm2: norm(7, dtype),
+            expand: map(8, hidden, dim, dtype),
+            contract: map(9, dim, hidden, dtype),
+        };
+        let visibility = visibility(kind, seed, batch, content + query, content);
+        let options = || BlockOptions { visibility: visibility.clone(), ..BlockOptions::new(heads) };
+        let both = |(content, query): (Tensor, Tensor)| Ok(Tensor::cat(&[content, query], 1)?);
+        check_op_with(
+            if query == 0 { &inputs[..1] } else { &inputs },
+            if query == 0 { &inputs[1..] } else { &[] },
+            |v, rest| both(two_stream_block(&v[0], v.get(1).unwrap_or_else(|| &rest[0]), &weights(v[0].dtype()), options())?),
+            |v, rest| {
+                let query = v.get(1).unwrap_or_else(|| &rest[0]);
+                both(reference::two_stream_block(&v[0], query, &weights(v[0].dtype()), options())?)
+            },
         )
         .unwrap();
     }

@@ -9,11 +9,13 @@ use crate::heads::Sizes;
 use crate::norms::Norm;
 use crate::position::Encode;
 use crate::visibility::Sight;
+use std::borrow::Cow;
 
 /// What stays the same over the calls of one pass. Sizes and tables are those of the chosen images.
 pub(super) struct Attend<'a> {
     pub(super) weights: &'a BlockWeights,
     pub(super) branch: &'a Branch,
+    /// Fewer keys than queries, without a context: those of the leading tokens of each image.
     pub(super) sizes: Sizes,
     /// Width of the context; `None` where the tokens attend to each other.
     pub(super) context: Option<usize>,
@@ -91,12 +93,35 @@ impl Attend<'_> {
         self.sizes.nq * self.sizes.dim()
     }
 
-    /// The context of the chosen images, or the normed tokens themselves.
-    fn source<'a, T: Real>(&self, context: Option<&'a [T]>, normed: &'a [T]) -> std::borrow::Cow<'a, [T]> {
+    /// Elements of one image of the tokens that the keys are made from.
+    fn leading(&self) -> usize {
+        self.sizes.nk * self.sizes.dim()
+    }
+
+    /// The context of the chosen images, or the normed tokens themselves: all, or a copy of the leading ones.
+    fn source<'a, T: Real>(&self, context: Option<&'a [T]>, normed: &'a [T]) -> Cow<'a, [T]> {
         match (context, self.context) {
             (Some(context), Some(width)) => chosen(context, self.branch, self.sizes.nk * width, 1.0),
-            _ => std::borrow::Cow::Borrowed(normed),
+            _ if self.leading() == self.len() => Cow::Borrowed(normed),
+            _ => {
+                let (from, to) = (self.len(), self.leading());
+                let len = self.sizes.batch * to;
+                Cow::Owned(cpu::fill_chunks(len, to, len, |image, tokens: &mut [T]| {
+                    tokens.copy_from_slice(&normed[image * from..][..to]);
+                }))
+            }
         }
+    }
+
+    /// Adds the gradient of the leading tokens to that of all.
+    fn add_leading<T: Real>(&self, all: &mut [T], leading: &[T]) {
+        let work = leading.len();
+        cpu::for_chunks(all, self.len(), work, |image, tokens| {
+            crate::simd::add_assign(
+                &mut tokens[..self.leading()],
+                &leading[image * self.leading()..][..self.leading()],
+            );
+        });
     }
 
     fn encoded<T: Real>(
@@ -150,9 +175,15 @@ impl Attend<'_> {
         collect_linear(&values.weight, values.bias.as_ref(), &dv, &source)?;
         let mut inward = back(queries, &dq)?; // [images, nq, dim]
         let outside = match self.context {
-            None => {
+            None if self.leading() == self.len() => {
                 pull(keys, &dk, &mut inward)?;
                 pull(values, &dv, &mut inward)?;
+                None
+            }
+            None => {
+                let mut leading = back(keys, &dk)?; // [images, nk, dim]
+                pull(values, &dv, &mut leading)?;
+                self.add_leading(&mut inward, &leading);
                 None
             }
             Some(width) => {

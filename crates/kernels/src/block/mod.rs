@@ -1,6 +1,7 @@
 //! The pre-norm transformer block as one operator with a hand-written backward pass.
 //!
-//! `x + attention(norm(x))`, then `x + mlp(norm(x))`; the attention reads its own tokens, or those of a context.
+//! `x + attention(norm(x))`, then `x + mlp(norm(x))`; the attention reads its own tokens, those of a context, or, where
+//! two streams share the weights, those of the first stream.
 //! candle's graph holds one node for all of it: two norms, six products, attention and two residuals. What the
 //! backward pass needs is kept by the operator and freed as soon as it was used; gradients of the weights grow in
 //! place, also where one block stands twice in a graph, and reach the caller through [`crate::backward`].
@@ -10,11 +11,15 @@
 mod attend;
 mod feed;
 mod operator;
+mod streams;
+#[cfg(test)]
+mod streams_tests;
 #[cfg(test)]
 mod tests;
 mod weights;
 
 pub use operator::{BlockOptions, Branch, block};
+pub use streams::{joined_stream_block, two_stream_block};
 pub use weights::{Affine, BlockWeights, NormWeights};
 
 use crate::cpu::{self, Real};

@@ -69,10 +69,21 @@ impl BlockOptions {
 /// Shapes that do not fit, unequal dtypes, a dtype that is not f32 or f64, or a weight that is neither a variable nor
 /// untracked.
 pub fn block(x: &Tensor, context: Option<&Tensor>, weights: &BlockWeights, options: BlockOptions) -> Result<Tensor> {
-    let plan = Plan::new(x, context, weights, &options)?;
+    let plan = Plan::new(x, context.map_or(Source::Own, Source::Context), weights, &options)?;
     if !cpu::on_cpu(x) {
         return reference::block(x, context, weights, options);
     }
+    run(plan, x, context, weights, options)
+}
+
+/// The operator, after the checks.
+pub(super) fn run(
+    plan: Plan,
+    x: &Tensor,
+    context: Option<&Tensor>,
+    weights: &BlockWeights,
+    options: BlockOptions,
+) -> Result<Tensor> {
     let sight = options.visibility.sight()?;
     let anchor = weights.anchor();
     // Where nothing is tracked candle drops the operator, and all that it keeps, at once.
@@ -87,16 +98,27 @@ pub fn block(x: &Tensor, context: Option<&Tensor>, weights: &BlockWeights, optio
     })
 }
 
+/// What keys and values are made from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// The normed tokens.
+    Own,
+    /// So many leading normed tokens of each image.
+    Leading(usize),
+    /// Other tokens, as they are.
+    Context(&'a Tensor),
+}
+
 /// Sizes of one call.
 #[derive(Clone, Copy, Debug)]
-struct Plan {
+pub(super) struct Plan {
     /// Those of the attention: its batch is the images that it is computed for.
     sizes: Sizes,
     context: Option<usize>,
 }
 
 impl Plan {
-    fn new(x: &Tensor, context: Option<&Tensor>, weights: &BlockWeights, options: &BlockOptions) -> Result<Self> {
+    pub(super) fn new(x: &Tensor, source: Source<'_>, weights: &BlockWeights, options: &BlockOptions) -> Result<Self> {
         input::float(OP, x)?;
         let [batch, nq, dim] = *x.dims() else {
             return Err(Error::shape(OP, "x of shape [batch, tokens, dim]", x.dims()));
@@ -105,9 +127,13 @@ impl Plan {
         if heads == 0 || !dim.is_multiple_of(heads) {
             return Err(Error::argument(OP, format!("{heads} heads do not divide the {dim} channels of x")));
         }
-        let (nk, width) = match context {
-            None => (nq, None),
-            Some(context) => {
+        let (nk, width) = match source {
+            Source::Own => (nq, None),
+            Source::Leading(nk) if nk <= nq => (nk, None),
+            Source::Leading(nk) => {
+                return Err(Error::argument(OP, format!("{nk} tokens with keys among {nq}: must be {nq} at most")));
+            }
+            Source::Context(context) => {
                 input::same_float(OP, x, context)?;
                 let [images, others, width] = *context.dims() else {
                     return Err(Error::shape(OP, "a context [batch, others, width]", context.dims()));

@@ -51,7 +51,7 @@ impl Case {
     }
 }
 
-fn weights(tensors: &[Tensor], biases: bool) -> BlockWeights {
+pub(super) fn weights(tensors: &[Tensor], biases: bool) -> BlockWeights {
     let bias = |i: usize| biases.then(|| tensors[8 + i].clone());
     let norm = |i: usize| NormWeights { weight: tensors[i].clone(), bias: bias(i), centred: biases, eps: 1e-5 };
     let map = |i: usize| Affine { weight: tensors[2 + i].clone(), bias: bias(2 + i) };
@@ -71,7 +71,7 @@ fn options(case: Case) -> BlockOptions {
     BlockOptions::new(case.heads)
 }
 
-fn angles(images: usize, tokens: usize, size: usize, dtype: DType) -> Angles {
+pub(super) fn angles(images: usize, tokens: usize, size: usize, dtype: DType) -> Angles {
     let coords = sample(40, (images, tokens, 2)).unwrap().to_dtype(dtype).unwrap();
     Angles::new(&coords, &(sample(41, (2, size)).unwrap() * 3.0).unwrap().to_dtype(dtype).unwrap()).unwrap()
 }
@@ -120,7 +120,7 @@ fn judge(case: Case, options: impl Fn(DType) -> BlockOptions) {
     }
 }
 
-fn largest(x: &Tensor) -> f64 {
+pub(super) fn largest(x: &Tensor) -> f64 {
     let x = x.to_dtype(DType::F64).unwrap().abs().unwrap().flatten_all().unwrap();
     x.to_vec1::<f64>().unwrap().into_iter().fold(0.0, f64::max)
 }

@@ -1,6 +1,5 @@
 //! Plain forms of the operators made of matrix products, and of what stands between them.
 
-use crate::block::{Affine, BlockOptions, BlockWeights, Branch, NormWeights};
 use crate::linear::with_last;
 use crate::position::Angles;
 use crate::visibility::Visibility;
@@ -101,48 +100,4 @@ pub fn position_encode(x: &Tensor, angles: &Angles, heads: usize) -> Result<Tens
     let low = (first.broadcast_mul(&part(cos, 0)?)? - second.broadcast_mul(&part(sin, 0)?)?)?;
     let high = (second.broadcast_mul(&part(cos, half)?)? + first.broadcast_mul(&part(sin, half)?)?)?;
     Ok(Tensor::cat(&[low, high], 3)?.reshape((batch, n, dim))?)
-}
-
-/// [`crate::block`] operator by operator.
-///
-/// # Errors
-/// Shapes that do not fit.
-pub fn block(x: &Tensor, context: Option<&Tensor>, weights: &BlockWeights, options: BlockOptions) -> Result<Tensor> {
-    let BlockOptions { heads, angles, visibility, branches, .. } = options;
-    let map = |map: &Affine, x: &Tensor| linear(x, &map.weight, map.bias.as_ref());
-    let norm = |norm: &NormWeights, x: &Tensor| match norm.centred {
-        true => super::layer_norm(x, Some(&norm.weight), norm.bias.as_ref(), norm.eps),
-        false => match &norm.bias {
-            Some(bias) => Ok(super::rms_norm(x, Some(&norm.weight), norm.eps)?.broadcast_add(bias)?),
-            None => super::rms_norm(x, Some(&norm.weight), norm.eps),
-        },
-    };
-    let encode = |x: Tensor, angles: Option<&Angles>| match angles {
-        Some(angles) => position_encode(&x, angles, heads),
-        None => Ok(x),
-    };
-    let x = branch(x, &branches[0], |x, images| {
-        let tokens = norm(&weights.norm1, x)?;
-        let source = match (context, images) {
-            (Some(context), Some(images)) => super::gather_rows(context, images)?,
-            (Some(context), None) => context.clone(),
-            (None, _) => tokens.clone(),
-        };
-        let queries = encode(map(&weights.queries, &tokens)?, angles.as_ref().map(|both| &both.0))?;
-        let keys = encode(map(&weights.keys, &source)?, angles.as_ref().map(|both| &both.1))?;
-        let values = map(&weights.values, &source)?;
-        map(&weights.projection, &attention(&queries, &keys, &values, heads, &visibility)?)
-    })?;
-    branch(&x, &branches[1], |x, _| map(&weights.contract, &gelu(&map(&weights.expand, &norm(&weights.norm2, x)?)?)?))
-}
-
-/// `x + scale * inner(x)` at the images of a branch.
-fn branch(x: &Tensor, branch: &Branch, inner: impl Fn(&Tensor, Option<&[u32]>) -> Result<Tensor>) -> Result<Tensor> {
-    match &branch.images {
-        None => Ok((x + inner(x, None)?)?),
-        Some(images) => {
-            let some = inner(&super::gather_rows(x, images)?, Some(images))?;
-            super::scatter_add_rows(x, images, &some, branch.scale)
-        }
-    }
 }
