@@ -172,6 +172,7 @@ mod tests {
     use crate::check::{check_large, check_op, output_and_gradients, same_for_any_threads, sample};
     use crate::{RankRule, Visibility, reference};
     use candle_core::{DType, Device, Tensor};
+    use std::ops::RangeInclusive;
 
     /// batch, nq, nk, heads, size.
     type Case = (usize, usize, usize, usize, usize);
@@ -215,7 +216,7 @@ mod tests {
             ranks(vec![0, 2, 1], vec![0, 1, 1, 2], RankRule::AtMost),
             ranks(vec![0, 2, 1, 1, 1, 3], vec![0, 1, 1, 2], RankRule::Below),
             ranks(vec![0, 2, 1, 1, 1, 3], vec![0, 1, 1, 2, 2, 1, 0, 0], RankRule::AtMost),
-            Visibility::Ranges { queries: vec![0, 2, 1], keys: vec![0..=0, 1..=2, 0..=1, 2..=1] },
+            Visibility::Ranges { queries: vec![0, 2, 1], keys: vec![0..=0, 1..=2, 0..=1, RangeInclusive::new(2, 1)] },
         ] {
             judge((batch, nq, nk, 2, 3), &visibility);
         }
