@@ -278,6 +278,21 @@ mod tests {
         }
     }
 
+    /// The plain form of attention finds an image's ranks as the kernel does, so the lists are judged here by hand.
+    #[test]
+    fn each_image_has_its_own_ranks_or_all_share_them() {
+        let pairs = |queries: &[u32], keys: &[u32]| {
+            let ranks = Visibility::Ranks { queries: queries.to_vec(), keys: keys.to_vec(), rule: RankRule::AtMost };
+            ranks.pairs(2, 1, 2).unwrap().unwrap().0
+        };
+        assert_eq!(pairs(&[0, 2], &[0, 1]), [1, 0, 1, 1], "queries of each image");
+        assert_eq!(pairs(&[1], &[0, 2, 2, 1]), [1, 0, 0, 1], "keys of each image");
+        assert_eq!(pairs(&[1, 2], &[0, 2, 3, 2]), [1, 0, 0, 1], "both");
+        assert_eq!(pairs(&[1], &[2, 1]), [0, 1, 0, 1], "neither");
+        let ranges = Visibility::Ranges { queries: vec![1], keys: vec![0..=1, 2..=3, 2..=3, 1..=1] };
+        assert_eq!(ranges.pairs(2, 1, 2).unwrap().unwrap().0, [1, 0, 0, 1], "ranges of each image");
+    }
+
     #[test]
     fn the_largest_rank_is_no_exception() {
         let most = |rule| seen(&Visibility::Ranks { queries: vec![u32::MAX], keys: vec![0, u32::MAX], rule }, 1, 2);
