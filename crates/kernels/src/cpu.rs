@@ -7,7 +7,7 @@
 
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, DType, Layout, Shape, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, DType, Layout, Shape, Storage, StorageRef, Tensor, WithDType};
 use gemm::Parallelism;
 use rayon::prelude::*;
 use std::marker::PhantomData;
@@ -137,7 +137,7 @@ pub(crate) fn for_chunks<T: Real>(out: &mut [T], chunk: usize, work: usize, f: i
 }
 
 /// [`for_chunks`] on two slices at once, of as many chunks, each with the elements of its chunks.
-pub(crate) fn for_chunk_pairs<A: Real, B: Real>(
+pub(crate) fn for_chunk_pairs<A: Real, B: WithDType>(
     (a, a_chunk): (&mut [A], usize),
     (b, b_chunk): (&mut [B], usize),
     work: usize,
@@ -304,6 +304,22 @@ fn native_product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
     out
 }
 
+/// [`product`] written to `out`, on this thread alone and in the type of its elements whatever the precision: for code
+/// inside a parallel loop.
+pub(crate) fn serial_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
+    let (m, n, k) = (a.rows, b.columns, a.columns.min(b.rows));
+    assert_eq!(out.len(), m * n, "the result has the shape of the product");
+    if m * n * k == 0 {
+        out.fill(T::zero());
+        return;
+    }
+    // SAFETY: `out` holds m * n initialised elements, by the line above, and is borrowed mutably.
+    #[allow(unsafe_code)]
+    unsafe {
+        write_product(out.as_mut_ptr(), a, b, false, Parallelism::None);
+    }
+}
+
 /// Adds the product of two matrices to `out`, row-major. `weight` is as in [`affine`]; neither precision nor threads
 /// are other than there.
 pub(crate) fn add_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, weight: Option<&Tensor>) {
@@ -364,12 +380,12 @@ pub(crate) struct SharedRows<'a, T> {
 
 // SAFETY: only `range` reaches the memory, and its caller promises disjoint ranges; elements are plain numbers.
 #[allow(unsafe_code)]
-unsafe impl<T: Real> Send for SharedRows<'_, T> {}
+unsafe impl<T: WithDType> Send for SharedRows<'_, T> {}
 // SAFETY: as above.
 #[allow(unsafe_code)]
-unsafe impl<T: Real> Sync for SharedRows<'_, T> {}
+unsafe impl<T: WithDType> Sync for SharedRows<'_, T> {}
 
-impl<'a, T: Real> SharedRows<'a, T> {
+impl<'a, T: WithDType> SharedRows<'a, T> {
     /// Over `values`, which stay borrowed as long as this lives.
     pub(crate) fn new(values: &'a mut [T]) -> Self {
         Self { start: values.as_mut_ptr(), len: values.len(), borrowed: PhantomData }

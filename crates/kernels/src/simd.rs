@@ -102,6 +102,8 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> + Default + std::fmt::Debu
     fn fused<const ISA: u8>(a: Self, b: Self, c: Self) -> Self;
     /// The larger; where one is NaN, the other.
     fn larger(self, other: Self) -> Self;
+    /// Whether it is NaN.
+    fn nan(self) -> bool;
     /// The magnitude.
     fn magnitude(self) -> Self;
     /// Square root.
@@ -130,6 +132,10 @@ macro_rules! both_alike {
         #[inline(always)]
         fn larger(self, other: Self) -> Self {
             self.max(other)
+        }
+        #[inline(always)]
+        fn nan(self) -> bool {
+            self.is_nan()
         }
         #[inline(always)]
         fn magnitude(self) -> Self {

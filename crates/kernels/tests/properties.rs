@@ -4,9 +4,9 @@
 use candle_core::{D, DType, Tensor};
 use occlude_kernels::check::{check_op, check_op_with, same, sample};
 use occlude_kernels::{
-    Affine, Angles, BlockOptions, BlockWeights, NormWeights, RankRule, Visibility, attention, frequency_table,
-    gather_rows, gelu, l2_normalize, layer_norm, linear, position_encode, reference, rms_norm, scatter_add_rows,
-    scatter_rows, sinkhorn, soft_cross_entropy, softmax, two_stream_block, weight_norm,
+    Affine, Angles, BlockOptions, BlockWeights, Measure, NormWeights, RankRule, Visibility, attention, frequency_table,
+    gather_rows, gelu, l2_normalize, layer_norm, linear, nearest, position_encode, reference, rms_norm,
+    scatter_add_rows, scatter_rows, sinkhorn, soft_cross_entropy, softmax, two_stream_block, weight_norm,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -203,6 +203,27 @@ proptest! {
         prop_assert!(sums.iter().all(|sum| (1.0 - 2e-5..1.0).contains(sum)), "{sums:?}");
         let shifted = logits.broadcast_add(&sample(seed + 1, (groups, 1, k)).unwrap()).unwrap();
         same("shifted", &sinkhorn(&shifted, 0.5, iterations).unwrap(), &got, 1e-9).unwrap();
+    }
+
+    #[test]
+    fn no_centroid_is_nearer_than_the_nearest(
+        seed in 1_u64..1000, rows in 1_usize..80, k in 1_usize..1200, dim in 1_usize..40,
+    ) {
+        let (x, centroids) = (sample(seed, (rows, dim)).unwrap(), sample(seed + 1, (k, dim)).unwrap());
+        let products = x.matmul(&centroids.t().unwrap()).unwrap();
+        let found = nearest(&x, &centroids, Measure::Dot).unwrap();
+        same("largest", &found.values, &products.max(1).unwrap(), ROUNDING).unwrap();
+        let found = nearest(&x, &centroids, Measure::Euclidean).unwrap();
+        let picked = centroids.index_select(&found.indices, 0).unwrap();
+        let distance = (&x - &picked).unwrap().sqr().unwrap().sum(1).unwrap();
+        same("distance", &found.values, &distance, ROUNDING).unwrap();
+        let lengths = |t: &Tensor| t.sqr().unwrap().sum(1).unwrap();
+        let all = (products * -2.0).unwrap().broadcast_add(&lengths(&x).unsqueeze(1).unwrap()).unwrap();
+        let smallest = all.broadcast_add(&lengths(&centroids)).unwrap().min(1).unwrap();
+        same("smallest", &found.values, &smallest, 1e-10).unwrap();
+        // A centroid is its own nearest.
+        let itself = nearest(&centroids, &centroids, Measure::Euclidean).unwrap();
+        prop_assert_eq!(itself.indices.to_vec1::<u32>().unwrap(), (0..k as u32).collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Plain forms of the operators made of matrix products, and of what stands between them.
 
 use crate::linear::with_last;
+use crate::nearest::{Measure, Nearest};
 use crate::position::Angles;
 use crate::visibility::Visibility;
 use crate::{Error, Result};
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 /// [`crate::linear`] as a matrix product and a broadcast sum.
 ///
@@ -67,6 +68,37 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, visibility: &
     };
     let out = probabilities.matmul(&v)?; // [batch, heads, nq, head_size]
     Ok(out.transpose(1, 2)?.contiguous()?.reshape((batch, nq, dim))?)
+}
+
+/// [`crate::nearest`] with the whole score matrix.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn nearest(x: &Tensor, centroids: &Tensor, measure: Measure) -> Result<Nearest> {
+    let (x, centroids) = (x.detach(), centroids.detach());
+    if x.elem_count() == 0 {
+        let rows = x.dim(0)?;
+        let indices = Tensor::zeros(rows, DType::U32, x.device())?;
+        return Ok(Nearest { indices, values: Tensor::zeros(rows, x.dtype(), x.device())? });
+    }
+    let products = x.contiguous()?.matmul(&centroids.t()?)?; // [rows, k]
+    let scores = match measure {
+        Measure::Dot => products,
+        Measure::Euclidean => products.broadcast_sub(&(centroids.sqr()?.sum(1)? / 2.0)?)?,
+    };
+    // candle's largest passes over NaN, so those are looked for apart.
+    let broken = scores.ne(&scores)?; // [rows, k]
+    let low = scores.ones_like()?.affine(f64::NEG_INFINITY, 0.0)?;
+    let best = broken.where_cond(&low, &scores)?.argmax(1)?; // [rows]
+    let any = broken.max(1)?;
+    let indices = any.where_cond(&broken.to_dtype(DType::F32)?.argmax(1)?, &best)?;
+    let chosen = centroids.contiguous()?.index_select(&indices, 0)?; // [rows, dim]
+    let values = match measure {
+        Measure::Dot => (&x * chosen)?.sum(1)?,
+        Measure::Euclidean => (&x - chosen)?.sqr()?.sum(1)?,
+    };
+    let nan = values.zeros_like()?.affine(1.0, f64::NAN)?;
+    Ok(Nearest { indices, values: any.where_cond(&nan, &values)? })
 }
 
 /// Cosines and sines of [`crate::Angles`], [batch, n, head_size].
