@@ -5,7 +5,7 @@ use candle_core::{D, DType, Tensor};
 use occlude_kernels::check::{check_op, check_op_with, same, sample};
 use occlude_kernels::{
     Affine, Angles, BlockOptions, BlockWeights, Measure, NormWeights, RankRule, Visibility, attention, frequency_table,
-    gather_rows, gelu, l2_normalize, layer_norm, linear, nearest, position_encode, reference, rms_norm,
+    gather_rows, gelu, l2_normalize, layer_norm, linear, nearest, pixel_loss, position_encode, reference, rms_norm,
     scatter_add_rows, scatter_rows, sinkhorn, soft_cross_entropy, softmax, two_stream_block, weight_norm,
 };
 use proptest::prelude::*;
@@ -51,6 +51,19 @@ proptest! {
             &inputs,
             |v| layer_norm(&v[0], Some(&v[1]), Some(&v[2]), 1e-2),
             |v| reference::layer_norm(&v[0], Some(&v[1]), Some(&v[2]), 1e-2),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn pixel_losses_agree_with_their_reference(
+        seed in 1_u64..1000, rows in 1_usize..6, dim in 2_usize..40, eps in prop::option::of(0.01_f64..1.0),
+    ) {
+        check_op_with(
+            &[sample(seed, (rows, dim)).unwrap()],
+            &[sample(seed + 1, (rows, dim)).unwrap()],
+            |v, x| pixel_loss(&v[0], &x[0], eps),
+            |v, x| reference::pixel_loss(&v[0], &x[0], eps),
         )
         .unwrap();
     }

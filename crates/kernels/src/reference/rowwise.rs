@@ -137,6 +137,26 @@ pub fn soft_cross_entropy(logits: &Tensor, targets: &Tensor, temperature: f64) -
     Ok((per_row.to_dtype(DType::F64)?.sum_all()? / -rows)?.to_dtype(logits.dtype())?)
 }
 
+/// [`crate::pixel_loss`] in plain tensor operations.
+///
+/// # Errors
+/// Shapes that differ.
+pub fn pixel_loss(predictions: &Tensor, pixels: &Tensor, eps: Option<f64>) -> Result<Tensor> {
+    let pixels = pixels.detach();
+    if pixels.elem_count() == 0 {
+        let leading = &pixels.dims()[..pixels.rank().saturating_sub(1)];
+        return Ok(Tensor::zeros(leading, pixels.dtype(), pixels.device())?);
+    }
+    let target = match eps {
+        None => pixels,
+        Some(eps) => {
+            let std = (pixels.var_keepdim(D::Minus1)? + eps)?.sqrt()?; // [.., 1], divisor dim - 1
+            pixels.broadcast_sub(&pixels.mean_keepdim(D::Minus1)?)?.broadcast_div(&std)?
+        }
+    };
+    Ok((predictions - target)?.sqr()?.mean(D::Minus1)?)
+}
+
 /// [`crate::sinkhorn`] in plain tensor operations.
 ///
 /// # Errors
