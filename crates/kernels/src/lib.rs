@@ -22,6 +22,7 @@
 
 mod adamw;
 mod attention;
+mod batch_norm;
 mod block;
 #[doc(hidden)]
 pub mod check;
@@ -54,6 +55,7 @@ mod visibility;
 
 pub use adamw::{AdamWStep, adamw_step, global_norm};
 pub use attention::attention;
+pub use batch_norm::{BatchNorm, batch_norm, batch_norm_with};
 pub use block::{
     Affine, BlockOptions, BlockWeights, Branch, NormWeights, block, joined_stream_block, two_stream_block,
 };

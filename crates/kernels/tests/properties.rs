@@ -4,9 +4,10 @@
 use candle_core::{D, DType, Tensor};
 use occlude_kernels::check::{check_op, check_op_with, same, sample};
 use occlude_kernels::{
-    Affine, Angles, BlockOptions, BlockWeights, Measure, NormWeights, RankRule, Visibility, attention, frequency_table,
-    gather_rows, gelu, l2_normalize, layer_norm, linear, nearest, pixel_loss, position_encode, reference, rms_norm,
-    scatter_add_rows, scatter_rows, sinkhorn, soft_cross_entropy, softmax, two_stream_block, weight_norm,
+    Affine, Angles, BlockOptions, BlockWeights, Measure, NormWeights, RankRule, Visibility, attention, batch_norm,
+    batch_norm_with, frequency_table, gather_rows, gelu, l2_normalize, layer_norm, linear, nearest, pixel_loss,
+    position_encode, reference, rms_norm, scatter_add_rows, scatter_rows, sinkhorn, soft_cross_entropy, softmax,
+    two_stream_block, weight_norm,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -51,6 +52,25 @@ proptest! {
             &inputs,
             |v| layer_norm(&v[0], Some(&v[1]), Some(&v[2]), 1e-2),
             |v| reference::layer_norm(&v[0], Some(&v[1]), Some(&v[2]), 1e-2),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn column_norms_agree_with_their_references(seed in 1_u64..1000, rows in 4_usize..9, dim in 1_usize..20) {
+        let inputs = [sample(seed, (rows, dim)).unwrap(), sample(seed + 1, dim).unwrap(), sample(seed + 2, dim).unwrap()];
+        check_op(
+            &inputs,
+            |v| Ok(batch_norm(&v[0], Some(&v[1]), Some(&v[2]), 0.1)?.y),
+            |v| Ok(reference::batch_norm(&v[0], Some(&v[1]), Some(&v[2]), 0.1)?.y),
+        )
+        .unwrap();
+        let given = [sample(seed + 3, dim).unwrap(), sample(seed + 4, dim).unwrap().sqr().unwrap()];
+        check_op_with(
+            &inputs,
+            &given,
+            |v, c| batch_norm_with(&v[0], &c[0], &c[1], Some(&v[1]), Some(&v[2]), 0.1),
+            |v, c| reference::batch_norm_with(&v[0], &c[0], &c[1], Some(&v[1]), Some(&v[2]), 0.1),
         )
         .unwrap();
     }

@@ -1,5 +1,6 @@
 //! Plain forms of the operators that work row by row: norms, softmax, row moves, losses, Sinkhorn.
 
+use crate::batch_norm::BatchNorm;
 use crate::{Result, input};
 use candle_core::{D, DType, Device, Tensor};
 
@@ -26,6 +27,37 @@ pub fn layer_norm(x: &Tensor, w: Option<&Tensor>, b: Option<&Tensor>, eps: f64) 
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let std = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?; // [.., 1]
     affine(centred.broadcast_div(&std)?, w, b)
+}
+
+/// [`crate::batch_norm`] in plain tensor operations.
+///
+/// # Errors
+/// Another rank than 2, or shapes that do not broadcast.
+pub fn batch_norm(x: &Tensor, w: Option<&Tensor>, b: Option<&Tensor>, eps: f64) -> Result<BatchNorm> {
+    let (rows, dim) = x.dims2()?;
+    let mean = if dim == 0 { Tensor::zeros((1, 0), x.dtype(), x.device())? } else { x.mean_keepdim(0)? };
+    let centred = x.broadcast_sub(&mean)?;
+    let square = if dim == 0 { mean.clone() } else { centred.sqr()?.sum_keepdim(0)? }; // [1, dim]
+    let std = ((&square / rows as f64)? + eps)?.sqrt()?;
+    let y = affine(centred.broadcast_div(&std)?, w, b)?;
+    let variance = (square.detach() / rows.saturating_sub(1) as f64)?.squeeze(0)?;
+    Ok(BatchNorm { y, mean: mean.detach().squeeze(0)?, variance })
+}
+
+/// [`crate::batch_norm_with`] in plain tensor operations.
+///
+/// # Errors
+/// Shapes that do not broadcast.
+pub fn batch_norm_with(
+    x: &Tensor,
+    mean: &Tensor,
+    variance: &Tensor,
+    w: Option<&Tensor>,
+    b: Option<&Tensor>,
+    eps: f64,
+) -> Result<Tensor> {
+    let std = (variance.detach() + eps)?.sqrt()?; // [dim]
+    affine(x.broadcast_sub(&mean.detach())?.broadcast_div(&std)?, w, b)
 }
 
 fn affine(x: Tensor, w: Option<&Tensor>, b: Option<&Tensor>) -> Result<Tensor> {
