@@ -25,6 +25,8 @@ mod attention;
 mod batch_norm;
 mod block;
 #[doc(hidden)]
+pub mod ceiling;
+#[doc(hidden)]
 pub mod check;
 mod cpu;
 mod cross_entropy;
