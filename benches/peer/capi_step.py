@@ -12,27 +12,15 @@ FOLDER   written by `bench-step`:
                               visible [batch * v] and predict [batch * q], flat indices
          step.json            everything that shapes do not say
 
-A server: reads a line, answers by one line of JSON. The first line comes unasked, when it is ready:
-{"ready": true, "parameters": .., "start_mib": .., "version": ..}; `start_mib` is what importing PyTorch alone takes.
-
-    warmup N   N steps                                      {"seconds": [..], "cpu_seconds": [..], "peak_mib": .., "losses": {..}}
-    step N     the same, meant to be looked at
-    loss       losses without stochastic depth; nothing moves  {"losses": {"prediction": .., "clustering": ..}}
-    quit       the end                                      {"bye": true}
-
-A request that fails is answered by {"error": ".."}.  Needs: pip install torch numpy safetensors
+A server: see `serving.py`. Its losses are "prediction" and "clustering".  Needs: pip install torch numpy safetensors
 """
 
-import argparse
 import json
-import math
-import pathlib
-import sys
-import time
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from serving import serve
 from torch import nn
 
 NORM_EPS = 1e-5
@@ -205,9 +193,7 @@ def sinkhorn(z, iterations):
 class Step:
     """The state of a training run, and its step."""
 
-    def __init__(self, folder, precision, threads):
-        torch.set_num_threads(threads)
-        torch.manual_seed(0)
+    def __init__(self, folder, precision):
         self.settings = json.loads((folder / "step.json").read_text())
         self.bf16 = precision == "bf16"
         weights = load_file(folder / "weights.safetensors")
@@ -316,6 +302,9 @@ class Step:
         self.step += 1
         return {"prediction": loss.item(), "clustering": clustering}
 
+    def trained_numbers(self):
+        return sum(p.numel() for p in [*self.trained, self.prototypes, self.bias])
+
     @torch.no_grad()
     def losses(self):
         patches = self.patch_rows()
@@ -323,60 +312,5 @@ class Step:
         return {"prediction": self.predict(patches, targets, 0.0).item(), "clustering": clustering}
 
 
-def peak_mib():
-    """Largest resident memory of the process so far."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024.0
-    return None
-
-
-def timed(step, count):
-    seconds, cpu, losses = [], [], {}
-    for _ in range(count):
-        started, cpu_started = time.perf_counter(), time.process_time()
-        losses = step.train()
-        seconds.append(time.perf_counter() - started)
-        cpu.append(time.process_time() - cpu_started)
-    return {"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak_mib(), "losses": losses}
-
-
-def answer(step, line):
-    match line.split():
-        case ["warmup" | "step", count]:
-            return timed(step, int(count))
-        case ["loss"]:
-            return {"losses": step.losses()}
-        case ["quit"]:
-            return {"bye": True}
-    raise ValueError(f"`{line.strip()}`: there are `warmup N`, `step N`, `loss` and `quit`")
-
-
-def say(reply):
-    print(json.dumps(reply), flush=True)
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    start = peak_mib()
-    step = Step(arguments.folder, arguments.precision, arguments.threads)
-    trained = sum(p.numel() for p in [*step.trained, step.prototypes, step.bias])
-    say({"ready": True, "parameters": trained, "start_mib": start, "version": f"PyTorch {torch.__version__}"})
-    for line in sys.stdin:
-        try:
-            reply = answer(step, line)
-            if not all(map(math.isfinite, reply.get("losses", {}).values())):
-                reply = {"error": f"losses are not finite: {reply['losses']}"}
-        except Exception as error:  # whoever asked decides what to do about it
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        say(reply)
-        if "bye" in reply:
-            return
-
-
 if __name__ == "__main__":
-    main()
+    serve(Step)

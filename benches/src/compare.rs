@@ -9,8 +9,10 @@ use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The PyTorch program for CAPI: written beside the weights it reads, so that this binary can be moved.
+/// The PyTorch programs, and what they share: written beside the weights they read, so that this binary can be moved.
 const CAPI_PROGRAM: &str = include_str!("../peer/capi_step.py");
+const ENCODER_PROGRAM: &str = include_str!("../peer/encoder_step.py");
+const SERVING: &str = include_str!("../peer/serving.py");
 
 /// A comparison with the PyTorch program of the same method.
 #[derive(Clone, Debug)]
@@ -39,8 +41,7 @@ impl Comparison {
     pub fn run(&self) -> Result<Report> {
         let load_before = load_average();
         let folder = tempfile::tempdir().context("a folder for what both sides read")?;
-        let program = folder.path().join("step.py");
-        std::fs::write(&program, program_of(&self.bench.method)?).with_context(|| program.display().to_string())?;
+        let program = write_program(folder.path(), &self.bench.method)?;
         let machine = Machine::this();
 
         // Our losses come from a process of its own: without stochastic depth it needs more memory than a timed step.
@@ -114,8 +115,18 @@ impl Runner {
 fn program_of(method: &str) -> Result<&'static str> {
     match method {
         "capi" => Ok(CAPI_PROGRAM),
+        "encoder" => Ok(ENCODER_PROGRAM),
         _ => bail!("--peer: there is no PyTorch program for `{method}`"),
     }
+}
+
+/// Writes the program of a method into `folder`. -> its path
+fn write_program(folder: &Path, method: &str) -> Result<PathBuf> {
+    let program = folder.join("step.py");
+    for (path, text) in [(&program, program_of(method)?), (&folder.join("serving.py"), SERVING)] {
+        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    Ok(program)
 }
 
 /// Warms everyone up, then lets each make `turn` steps until all have made `steps`.
@@ -150,7 +161,7 @@ fn agree(ours: &Losses, peer: &Losses) -> Result<Vec<Agreement>> {
 
 #[cfg(test)]
 mod tests {
-    use super::agree;
+    use super::{agree, write_program};
     use crate::protocol::Losses;
 
     fn losses(prediction: f64, clustering: f64) -> Losses {
@@ -164,6 +175,20 @@ mod tests {
         assert_eq!((agreements[0].ours, agreements[0].peer), (20.0, 20.001));
         assert!(agree(&losses(9.5, 20.0), &Losses::new()).is_err());
         assert!(agree(&losses(9.5, 20.0), &losses(9.52, 20.0)).is_err());
+    }
+
+    #[test]
+    fn every_method_that_can_be_stepped_has_its_program() {
+        let folder = tempfile::tempdir().unwrap();
+        for (method, loss) in [("capi", "clustering"), ("encoder", "cross_entropy")] {
+            let program = std::fs::read_to_string(write_program(folder.path(), method).unwrap()).unwrap();
+            assert!(
+                program.contains(&format!("\"{loss}\"")) && program.contains("from serving import serve"),
+                "{method}"
+            );
+            assert!(folder.path().join("serving.py").is_file());
+        }
+        assert!(write_program(folder.path(), "abacus").unwrap_err().to_string().contains("abacus"));
     }
 }
 

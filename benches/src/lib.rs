@@ -7,6 +7,7 @@
 //! Not here: benchmarks of single operators (`crates/kernels/benches`), the Python environment (`xtask`).
 
 mod compare;
+mod encoder;
 mod machine;
 mod precision;
 mod preset;

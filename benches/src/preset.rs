@@ -2,13 +2,20 @@
 
 use clap::ValueEnum;
 use occlude_methods::capi::CapiConfig;
+use occlude_vit::{PositionKind, VitConfig};
 
-/// A named size. What it means for a method is written there.
+/// A named size, of CAPI. For `encoder` only dim, depth, heads, patch, side and batch of it matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Preset {
     /// Dim 384, depth 12, 6 heads, predictor depth 6, patch 16, 224 px, batch 8, 65 % hidden, 7 predictions,
     /// 16 registers, 16384 prototypes, drop path 0.2.
     VitS,
+    /// Dim 192, depth 12, 3 heads, predictor depth 6, patch 4, 32 px, batch 64, 65 % hidden, 7 predictions,
+    /// 16 registers, 16384 prototypes, drop path 0.2.
+    VitTiny,
+    /// The quick start, `configs/quickstart.toml`: dim 128, depth 4, 4 heads, predictor depth 2, patch 8, 32 px, batch 128,
+    /// 65 % hidden, all of them predicted, 4 registers, 128 prototypes, no drop path.
+    Quickstart,
     /// Dim 64, depth 2, 2 heads, predictor depth 1, patch 8, 32 px, batch 8, 3 predictions, 4 registers, 64 prototypes,
     /// drop path 0.2: for tests of the benchmark itself.
     Tiny,
@@ -20,6 +27,8 @@ impl Preset {
     pub fn name(self) -> &'static str {
         match self {
             Self::VitS => "vit-s",
+            Self::VitTiny => "vit-tiny",
+            Self::Quickstart => "quickstart",
             Self::Tiny => "tiny",
         }
     }
@@ -29,14 +38,18 @@ impl Preset {
     pub fn side(self) -> usize {
         match self {
             Self::VitS => 224,
-            Self::Tiny => 32,
+            Self::VitTiny | Self::Quickstart | Self::Tiny => 32,
         }
     }
 
     /// Images of a step.
     #[must_use]
     pub fn batch(self) -> usize {
-        8
+        match self {
+            Self::VitTiny => 64,
+            Self::Quickstart => 128,
+            Self::VitS | Self::Tiny => 8,
+        }
     }
 
     /// The settings of CAPI.
@@ -49,6 +62,18 @@ impl Preset {
                 (predictor.dim, predictor.depth, predictor.heads) = (384, 6, 6);
                 capi.prediction.count = Some(7);
             }
+            Self::VitTiny => {
+                (encoder.dim, encoder.depth, encoder.heads, encoder.patch) = (192, 12, 3, 4);
+                (predictor.dim, predictor.depth, predictor.heads) = (192, 6, 3);
+                capi.prediction.count = Some(7);
+            }
+            Self::Quickstart => {
+                (encoder.dim, encoder.depth, encoder.heads, encoder.patch) = (128, 4, 4, 8);
+                (encoder.registers, encoder.drop_path) = (4, 0.0);
+                (predictor.dim, predictor.depth, predictor.heads) = (128, 2, 4);
+                capi.prediction.subsampling = 1.0;
+                capi.clustering.prototypes = 128;
+            }
             Self::Tiny => {
                 (encoder.dim, encoder.depth, encoder.heads, encoder.patch) = (64, 2, 2, 8);
                 encoder.registers = 4;
@@ -59,11 +84,16 @@ impl Preset {
         }
         capi
     }
+
+    /// The settings of the encoder alone: a plain one, with learned positions and every block always run.
+    pub(crate) fn encoder(self) -> VitConfig {
+        VitConfig { registers: 0, position: PositionKind::Learnable, drop_path: 0.0, ..self.capi().encoder }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Preset;
+    use super::{CapiConfig, Preset};
     use clap::ValueEnum;
     use occlude_settings::Ruler;
 
@@ -73,6 +103,30 @@ mod tests {
         assert_eq!((capi.encoder.registers, capi.encoder.drop_path, capi.mask.ratio), (16, 0.2, 0.65));
         assert_eq!((capi.clustering.prototypes, capi.encoder.patch), (16384, 16));
         assert_eq!(Preset::Tiny.capi().encoder.drop_path, 0.2);
+    }
+
+    #[test]
+    fn the_quick_start_is_that_of_its_file() {
+        let mut file: toml::Table = include_str!("../../configs/quickstart.toml").parse().unwrap();
+        let method = file["method"].as_table_mut().unwrap();
+        assert_eq!(method.remove("kind").unwrap().as_str(), Some("capi"));
+        let (written, ours) = (method.clone().try_into::<CapiConfig>().unwrap(), Preset::Quickstart.capi());
+        // Learning rates and their like cost nothing.
+        assert_eq!((&written.encoder, &written.predictor), (&ours.encoder, &ours.predictor));
+        assert_eq!((&written.mask, &written.prediction), (&ours.mask, &ours.prediction));
+        assert_eq!(written.clustering.prototypes, ours.clustering.prototypes);
+        assert_eq!(file["train"]["batch"].as_integer(), Some(Preset::Quickstart.batch() as i64));
+        assert_eq!(file["data"]["crop"]["size"].as_integer(), Some(Preset::Quickstart.side() as i64));
+    }
+
+    #[test]
+    fn the_encoders_have_the_tokens_that_are_stated() {
+        for (preset, batch, tokens, dim) in [(Preset::VitTiny, 64, 64, 192), (Preset::VitS, 8, 196, 384)] {
+            let settings = preset.encoder().check(preset.side()).unwrap();
+            assert_eq!((preset.batch(), settings.grid().count(), settings.dim()), (batch, tokens, dim));
+            assert_eq!((settings.depth(), settings.registers(), settings.drop_path().0), (12, 0, 0.0));
+            assert_eq!(settings.hidden_for(dim), 4 * dim);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::Result;
 /// A benchmark of whole training steps: forward, backward, optimizer, moving average. Images are made beforehand.
 #[derive(Clone, Debug)]
 pub struct StepBench {
-    /// Which method.
+    /// Which method, or `encoder`.
     pub method: String,
     /// At which size.
     pub preset: Preset,

@@ -1,5 +1,6 @@
-//! One method at one size, ready to be stepped.
+//! One method, or its encoder alone, at one size, ready to be stepped.
 
+use crate::encoder::EncoderSubject;
 use crate::protocol::Losses;
 use crate::{Precision, Preset};
 use anyhow::{Context, Result, bail};
@@ -14,7 +15,7 @@ use occlude_random::Streams;
 use occlude_settings::Ruler;
 use occlude_vit::DropPath;
 use rand::Rng;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// Length of the run that the schedules belong to; steps beyond it use their final values.
@@ -39,7 +40,8 @@ pub(crate) trait Subject {
 pub(crate) fn subject(method: &str, preset: Preset, precision: Precision) -> Result<Box<dyn Subject>> {
     match method {
         "capi" => Ok(Box::new(CapiSubject::new(preset, precision)?)),
-        _ => bail!("--method {method}: there is `capi`"),
+        "encoder" => Ok(Box::new(EncoderSubject::new(preset, precision)?)),
+        _ => bail!("--method {method}: there are `capi` and `encoder`"),
     }
 }
 
@@ -71,7 +73,7 @@ impl CapiSubject {
     }
 
     /// Everything the peer cannot see from shapes; schedules as tables.
-    fn peer_settings(&self) -> Result<serde_json::Value> {
+    fn peer_settings(&self) -> Result<Value> {
         let (capi, groups) = (&self.config, self.method.groups());
         let group = |name: &str| groups.iter().find(|group| group.name == name).context("CAPI has this group");
         let (student, clustering) = (group("student")?, group("clustering")?);
@@ -118,11 +120,8 @@ impl Subject for CapiSubject {
     }
 
     fn export(&self, folder: &Path) -> Result<()> {
-        write_tensors(&folder.join("weights.safetensors"), &self.method.state())?;
-        write_tensors(&folder.join("batch.safetensors"), &batch_tensors(&self.batch.views[0], &self.mask()?)?)?;
-        let path = folder.join("step.json");
-        let settings = serde_json::to_string_pretty(&self.peer_settings()?)?;
-        std::fs::write(&path, settings).with_context(|| path.display().to_string())
+        let batch = batch_tensors(&self.batch.views[0], &self.mask()?)?;
+        write_exported(folder, &self.method.state(), &batch, &self.peer_settings()?)
     }
 
     fn parameters(&self) -> usize {
@@ -132,12 +131,20 @@ impl Subject for CapiSubject {
     }
 }
 
+/// The three files of [`Subject::export`].
+pub(crate) fn write_exported(folder: &Path, weights: &StateDict, batch: &StateDict, settings: &Value) -> Result<()> {
+    write_tensors(&folder.join("weights.safetensors"), weights)?;
+    write_tensors(&folder.join("batch.safetensors"), batch)?;
+    let path = folder.join("step.json");
+    std::fs::write(&path, serde_json::to_string_pretty(settings)?).with_context(|| path.display().to_string())
+}
+
 fn by_name(output: &StepOutput) -> Losses {
     output.losses.iter().map(|(name, loss)| ((*name).to_owned(), *loss)).collect()
 }
 
 /// Images of noise: what a step costs does not depend on what they show.  [batch, 3, side, side]
-fn images(preset: Preset, streams: Streams, device: &Device) -> Result<ViewBatch> {
+pub(crate) fn images(preset: Preset, streams: Streams, device: &Device) -> Result<ViewBatch> {
     let (batch, side) = (preset.batch(), preset.side());
     let mut stream = streams.stream("bench/images", 0, 0);
     let values: Vec<f32> = (0..batch * 3 * side * side).map(|_| stream.random::<f32>() * 4.0 - 2.0).collect();
@@ -210,6 +217,6 @@ mod tests {
     #[test]
     fn an_unknown_method_is_named() {
         let error = subject("abacus", Preset::Tiny, Precision::F32).err().unwrap().to_string();
-        assert!(error.contains("abacus") && error.contains("capi"), "{error}");
+        assert!(error.contains("abacus") && error.contains("capi") && error.contains("encoder"), "{error}");
     }
 }

@@ -24,10 +24,16 @@ pub(crate) fn python() -> Result<PathBuf> {
     if !made {
         bail!("`{outer} -m venv` failed: install the venv module (Debian: apt install python3-venv)");
     }
-    let installed = runs(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))
-        .with_context(|| format!("could not start {}", python.display()))?;
+    let mut pip = Command::new(&python);
+    // Its progress goes beside ours: standard output may be a report that somebody parses.
+    pip.args(["-m", "pip", "install"]).args(PACKAGES).stdout(std::io::stderr());
+    let installed = runs(&mut pip).with_context(|| format!("could not start {}", python.display()))?;
     if !installed {
-        bail!("pip could not install {}: it needs PyPI or a mirror (PIP_INDEX_URL)", PACKAGES.join(", "));
+        bail!(
+            "pip could not install {}, see above: it needs PyPI or a mirror (PIP_INDEX_URL), and the disk space. \
+             A Python that has them can be named instead: --python PATH",
+            PACKAGES.join(", ")
+        );
     }
     if !imports(&python) {
         bail!("PyTorch was installed but cannot be imported: delete {} and try again", folder.display());
