@@ -304,19 +304,19 @@ fn native_product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
     out
 }
 
-/// [`product`] written to `out`, on this thread alone and in the type of its elements whatever the precision: for code
-/// inside a parallel loop.
-pub(crate) fn serial_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
+/// [`product`] written to `out`, in the type of its elements whatever the precision.
+pub(crate) fn write_native_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
     let (m, n, k) = (a.rows, b.columns, a.columns.min(b.rows));
     assert_eq!(out.len(), m * n, "the result has the shape of the product");
     if m * n * k == 0 {
         out.fill(T::zero());
         return;
     }
+    let parallel = if m * n * k < SERIAL_WORK { Parallelism::None } else { Parallelism::Rayon(0) };
     // SAFETY: `out` holds m * n initialised elements, by the line above, and is borrowed mutably.
     #[allow(unsafe_code)]
     unsafe {
-        write_product(out.as_mut_ptr(), a, b, false, Parallelism::None);
+        write_product(out.as_mut_ptr(), a, b, false, parallel);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The nearest centroid of each row, fused with the product.
 //!
-//! Scores exist one block at a time, in the cache of the thread that made them: never as a matrix of all rows and
-//! centroids. Products are native f32 or f64 whatever the [`Precision`](crate::Precision): a token is no place to round.
+//! Scores exist one block at a time, small enough for the cache: never as a matrix of all rows and centroids. Products are
+//! native f32 or f64 whatever the [`Precision`](crate::Precision): a token is no place to round.
 
 use crate::cpu::{self, Matrix, Real, Values, by_dtype};
 use crate::simd::{dot, largest, vectorised};
@@ -64,10 +64,11 @@ pub fn nearest(x: &Tensor, centroids: &Tensor, measure: Measure) -> Result<Neare
     })
 }
 
-/// Centroids in one product: with [`ROWS`], 512 KB of f32 scores, which a second-level cache holds.
-const CENTROIDS: usize = 512;
-/// Most rows in one product, and the fewest that are worth the packing of the centroids.
-const ROWS: (usize, usize) = (256, 32);
+/// Most rows and centroids of one product: 1 MB of f32 scores. More rows than centroids, because each product packs its
+/// centroids anew.
+const BLOCK: (usize, usize) = (1024, 256);
+/// Rows whose scores one thread compares at a time.
+const ROWS: usize = 16;
 /// Scores whose comparison is one step of the vectorised search.
 const LANES: usize = 32;
 
@@ -78,26 +79,28 @@ fn search<T: Real>(x: &[T], centroids: &[T], dim: usize, measure: Measure) -> (V
             half_squares(&centroids[i * cpu::rows_of(dim) * dim..][..shift.len() * dim], dim, shift);
         }
     });
-    // By the shape alone: several groups for the threads, yet products that are worth their packing.
-    let group = rows.div_ceil(16).clamp(ROWS.1, ROWS.0);
-    let width = k.min(CENTROIDS);
-    let (mut indices, mut values) = (vec![0_u32; rows], vec![T::zero(); rows]);
-    let work = rows * k * dim;
-    cpu::for_chunk_pairs((&mut values, group), (&mut indices, group), work, |i, best, indices| {
-        let x = &x[i * group * dim..][..best.len() * dim];
-        best.fill(T::of(f64::NEG_INFINITY));
-        let mut scores = vec![T::zero(); best.len() * width];
+    let group = rows.min(BLOCK.0);
+    let width = k.min(BLOCK.1);
+    let (mut indices, mut values) = (vec![0_u32; rows], vec![T::of(f64::NEG_INFINITY); rows]);
+    let mut scores = vec![T::zero(); group * width];
+    for (x, (best, indices)) in x.chunks(group * dim).zip(values.chunks_mut(group).zip(indices.chunks_mut(group))) {
+        let scores = &mut scores[..best.len() * width];
         for block in 0..k.div_ceil(width) {
             // The last block reaches back to be as wide as the others: products of one shape round equal centroids alike.
             let first = (block * width).min(k - width);
             let part = Matrix::new(&centroids[first * dim..][..width * dim], width, dim);
-            cpu::serial_product(&mut scores, Matrix::new(x, best.len(), dim), part.t());
-            keep_best(&mut scores, &shift[first..][..width], first, best, indices);
+            cpu::write_native_product(scores, Matrix::new(x, best.len(), dim), part.t());
+            let shift = &shift[first..][..width];
+            cpu::for_chunk_pairs((best, ROWS), (indices, ROWS), scores.len(), |i, best, indices| {
+                keep_best(&scores[i * ROWS * width..], shift, first, best, indices);
+            });
         }
         if measure == Measure::Euclidean {
-            distances(x, centroids, indices, dim, best);
+            cpu::for_chunk_pairs((best, ROWS), (indices, ROWS), x.len(), |i, best, indices| {
+                distances(&x[i * ROWS * dim..], centroids, indices, dim, best);
+            });
         }
-    });
+    }
     (indices, values)
 }
 
@@ -113,39 +116,54 @@ vectorised! {
 vectorised! {
     /// Replaces what `best` and `indices` hold of each row where a score of this block, plus its shift, is larger or the
     /// first NaN. `first` is the index of the block's first centroid.
-    fn keep_best / keep_best_at<T, ISA>(scores: &mut [T], shift: &[T], first: usize, best: &mut [T], indices: &mut [u32]) {
-        let width = shift.len();
-        for ((scores, best), index) in scores.chunks_exact_mut(width).zip(best).zip(indices) {
-            let mut broken = 0;
-            for i in 0..width {
-                scores[i] += shift[i];
-                broken |= u32::from(scores[i].nan());
-            }
-            let top = largest(scores);
+    fn keep_best / keep_best_at<T, ISA>(scores: &[T], shift: &[T], first: usize, best: &mut [T], indices: &mut [u32]) {
+        for ((scores, best), index) in scores.chunks_exact(shift.len()).zip(best).zip(indices) {
             if best.nan() {
                 continue;
             }
-            if broken != 0 {
+            let (top, broken) = top_of(scores, shift);
+            if broken {
                 *best = T::of(f64::NAN);
-                *index = (first + scores.iter().position(|score| score.nan()).unwrap_or(0)) as u32;
+                *index = (first + position(scores, shift, T::nan)) as u32;
             } else if top > *best {
                 *best = top;
-                *index = (first + position(scores, top)) as u32;
+                *index = (first + position(scores, shift, |score| score == top)) as u32;
             }
         }
     }
 }
 
-/// Where `top` stands first.
+/// The largest score, and whether one is NaN.
 #[inline(always)]
-fn position<T: Real>(scores: &[T], top: T) -> usize {
-    for (block, scores) in scores.chunks(LANES).enumerate() {
+fn top_of<T: Real>(scores: &[T], shift: &[T]) -> (T, bool) {
+    let (mut lanes, mut broken) = ([T::of(f64::NEG_INFINITY); LANES], [0_u32; LANES]);
+    let (score_chunks, shift_chunks) = (scores.chunks_exact(LANES), shift.chunks_exact(LANES));
+    let rest = score_chunks.remainder().iter().zip(shift_chunks.remainder());
+    for (l, (score, shift)) in rest.enumerate() {
+        lanes[l] = *score + *shift;
+        broken[l] = u32::from(lanes[l].nan());
+    }
+    for (scores, shift) in score_chunks.zip(shift_chunks) {
+        for l in 0..LANES {
+            let score = scores[l] + shift[l];
+            lanes[l] = lanes[l].larger(score);
+            broken[l] |= u32::from(score.nan());
+        }
+    }
+    (largest(&lanes), broken != [0; LANES])
+}
+
+/// Where the first score stands that `is` the one.
+#[inline(always)]
+fn position<T: Real>(scores: &[T], shift: &[T], is: impl Fn(T) -> bool) -> usize {
+    for (block, (scores, shift)) in scores.chunks(LANES).zip(shift.chunks(LANES)).enumerate() {
         let mut found = 0;
-        for score in scores {
-            found |= u32::from(*score == top);
+        for (score, shift) in scores.iter().zip(shift) {
+            found |= u32::from(is(*score + *shift));
         }
         if found != 0 {
-            return block * LANES + scores.iter().position(|score| *score == top).unwrap_or(0);
+            let place = scores.iter().zip(shift).position(|(score, shift)| is(*score + *shift));
+            return block * LANES + place.unwrap_or(0);
         }
     }
     0
@@ -174,7 +192,7 @@ vectorised! {
 
 #[cfg(test)]
 mod tests {
-    use super::{CENTROIDS, Measure, Nearest, nearest};
+    use super::{BLOCK, Measure, Nearest, nearest};
     use crate::check::{same, same_for_any_threads, sample};
     use crate::levels::{same_on_all, values};
     use crate::tiles::{Path, Split, Tiles};
@@ -182,6 +200,8 @@ mod tests {
     use candle_core::{DType, Device, Tensor, Var};
 
     const MEASURES: [Measure; 2] = [Measure::Euclidean, Measure::Dot];
+
+    const CENTROIDS: usize = BLOCK.1;
 
     fn indices(found: &Nearest) -> Vec<u32> {
         found.indices.to_vec1().unwrap()
@@ -196,7 +216,7 @@ mod tests {
     fn agrees_with_its_reference() {
         // One row, one centroid, one column; ragged lanes; several blocks of centroids and groups of rows.
         for (rows, k, dim) in
-            [(1, 1, 1), (5, 3, 1), (1, 40, 7), (33, 1, 5), (17, 33, 16), (70, 513, 31), (600, 1100, 9), (4200, 3, 2)]
+            [(1, 1, 1), (5, 3, 1), (1, 40, 7), (33, 1, 5), (17, 33, 16), (70, 513, 31), (1100, 1100, 9), (4200, 3, 2)]
         {
             let (x, centroids) = (sample(1, (rows, dim)).unwrap(), sample(2, (k, dim)).unwrap());
             for measure in MEASURES {
@@ -236,7 +256,7 @@ mod tests {
             let few = sample(5, (7, dim)).unwrap().to_dtype(DType::F32).unwrap();
             let order: Vec<u32> = (0..k as u32).map(|i| i % 7).collect();
             let copies = few.index_select(&Tensor::from_vec(order, k, &Device::Cpu).unwrap(), 0).unwrap();
-            for rows in [1, 33, 300] {
+            for rows in [1, 33, 1100] {
                 let x = sample(6, (rows, dim)).unwrap().to_dtype(DType::F32).unwrap();
                 for measure in MEASURES {
                     let found = indices(&nearest(&x, &copies, measure).unwrap());
@@ -364,14 +384,14 @@ mod tests {
         let (rows, width, dim) = (3, 70, 45);
         let (scores, centroids, x) = (values(1, rows * width), values(2, width * dim), values(3, rows * dim));
         same_on_all(1e-5, |level| {
-            let (mut shift, mut scores) = (vec![0.0; width], scores.clone());
+            let mut shift = vec![0.0; width];
             super::half_squares_at(level, &centroids, dim, &mut shift);
             let (mut best, mut indices) = (vec![f32::NEG_INFINITY; rows], vec![0; rows]);
-            super::keep_best_at(level, &mut scores, &shift, 0, &mut best, &mut indices);
+            super::keep_best_at(level, &scores, &shift, 0, &mut best, &mut indices);
             let mut apart = best.clone();
             super::distances_at(level, &x, &centroids, &indices, dim, &mut apart);
             let indices: Vec<f32> = indices.into_iter().map(|index| index as f32).collect();
-            [shift, scores, best, indices, apart].concat()
+            [shift, best, indices, apart].concat()
         });
     }
 }
