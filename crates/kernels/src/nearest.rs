@@ -272,11 +272,14 @@ mod tests {
 
     #[test]
     fn a_row_on_its_centroid_is_at_no_distance() {
-        // From the scores, f32 would give distances of 1e-2 or so.
-        let x = (sample(1, (20, 40)).unwrap() + 30.0).unwrap().to_dtype(DType::F32).unwrap();
-        let found = nearest(&x, &x, Measure::Euclidean).unwrap();
-        assert_eq!(indices(&found), (0..20).collect::<Vec<u32>>());
-        assert_eq!(found.values.to_vec1::<f32>().unwrap(), [0.0; 20]);
+        // One block, and a last block that reaches back to an odd and to an even place.
+        for k in [20, CENTROIDS + 3, 2 * CENTROIDS + 100] {
+            // From the scores, f32 would give distances of 1e-2 or so.
+            let x = (sample(1, (k, 40)).unwrap() + 30.0).unwrap().to_dtype(DType::F32).unwrap();
+            let found = nearest(&x, &x, Measure::Euclidean).unwrap();
+            assert_eq!(indices(&found), (0..k as u32).collect::<Vec<u32>>());
+            assert_eq!(found.values.to_vec1::<f32>().unwrap(), vec![0.0; k]);
+        }
     }
 
     #[test]
