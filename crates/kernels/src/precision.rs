@@ -10,7 +10,7 @@ use crate::cpu::{Matrix, Real};
 use crate::tiles::{Bias, PackedB, Path, Plain, Refused, Right, Split, Store, Tiles};
 use crate::{Error, Result};
 use candle_core::Tensor;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -72,7 +72,13 @@ impl Precision {
 
     /// Makes this the precision of this thread until the scope ends.
     pub fn scope(self) -> PrecisionScope {
-        PrecisionScope::of(self.tiles())
+        PrecisionScope::enter(self, self.tiles())
+    }
+
+    /// The precision that was asked for on this thread, whatever the processor makes of it.
+    #[must_use]
+    pub fn current() -> Self {
+        ASKED.get()
     }
 }
 
@@ -109,6 +115,8 @@ struct Packed {
 thread_local! {
     /// `None`: native f32.
     static ACTIVE: RefCell<Option<Active>> = const { RefCell::new(None) };
+    /// What the innermost scope was asked for.
+    static ASKED: Cell<Precision> = const { Cell::new(Precision::F32) };
 }
 
 /// As long as it lives, products called on its thread have its precision, in forward and backward passes alike.
@@ -119,21 +127,27 @@ thread_local! {
 #[must_use = "the precision ends with the scope"]
 pub struct PrecisionScope {
     outer: Option<Active>,
+    asked: Precision,
     /// The scope belongs to its thread.
     thread: PhantomData<*const ()>,
 }
 
 impl PrecisionScope {
-    /// Products by these instructions, whatever the processor does best: for tests.
+    /// Products by these instructions, whatever the processor does best: for tests. [`Precision::current`] stays.
     pub fn of(tiles: Option<Tiles>) -> Self {
+        Self::enter(Precision::current(), tiles)
+    }
+
+    fn enter(asked: Precision, tiles: Option<Tiles>) -> Self {
         let active = tiles.map(|tiles| Active { tiles, packed: HashMap::new() });
-        Self { outer: ACTIVE.replace(active), thread: PhantomData }
+        Self { outer: ACTIVE.replace(active), asked: ASKED.replace(asked), thread: PhantomData }
     }
 }
 
 impl Drop for PrecisionScope {
     fn drop(&mut self) {
         ACTIVE.set(self.outer.take());
+        ASKED.set(self.asked);
     }
 }
 
@@ -354,6 +368,19 @@ mod tests {
             output_and_gradients(&block_inputs(), DType::F32, one_block)
         };
         same_for_any_threads(run).unwrap();
+    }
+
+    #[test]
+    fn what_was_asked_for_is_known_on_its_thread() {
+        let _outer = Precision::Bf16.scope();
+        {
+            let _inner = Precision::F32x3.scope();
+            assert_eq!(Precision::current(), Precision::F32x3);
+            let _tiles = portable(Split::One);
+            assert_eq!(Precision::current(), Precision::F32x3, "instructions are no precision");
+        }
+        assert_eq!(Precision::current(), Precision::Bf16);
+        assert_eq!(std::thread::spawn(Precision::current).join().unwrap(), Precision::F32);
     }
 
     #[test]

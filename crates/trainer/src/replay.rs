@@ -5,7 +5,7 @@ use crate::state::{Identity, differences};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use occlude_checkpoint::{Checkpoint, Checkpoints, CommitError, Retention};
-use occlude_kernels::{Gradients, StateDict};
+use occlude_kernels::{Gradients, Precision, StateDict};
 use occlude_methods::{Method, StepContext, StepOutput, ViewBatch};
 use occlude_optim::{Optimizer, ParamGroup};
 use occlude_random::Streams;
@@ -25,6 +25,8 @@ struct Bundle {
     what: String,
     losses: Named,
     identity: Identity,
+    /// The name of the precision.
+    precision: String,
 }
 
 /// A step that was run again.
@@ -46,7 +48,8 @@ pub struct Replay {
     pub bad_gradients: Vec<String>,
 }
 
-/// Loads the state in `bundle` (a folder `replay/step-*` of a run) into `method` and runs the stored step again.
+/// Loads the state in `bundle` (a folder `replay/step-*` of a run) into `method` and runs the stored step again, in the
+/// precision of the run.
 /// Nothing is written and no optimizer is involved. `identity` is that of the run, as in `Trainer::identity`, with
 /// its `seed`.
 ///
@@ -68,7 +71,10 @@ pub fn replay(
     let views = (0..tensors.len()).map_while(|index| tensors.get(&view_name(index)).cloned()).collect();
     let batch = ViewBatch { views, ids: state.ids };
     let ctx = StepContext { step: state.step, streams: Streams::new(state.seed) };
-    let output = method.step(&batch, &ctx)?;
+    let output = {
+        let _scope = state.precision.parse::<Precision>()?.scope();
+        method.step(&batch, &ctx)?
+    };
     let bad_gradients = bad_gradients(&method.groups(), &output.gradients)?;
     Ok(Replay {
         step: state.step,
@@ -90,6 +96,7 @@ pub(crate) struct Suspect<'a> {
     pub(crate) output: &'a StepOutput,
     pub(crate) ctx: &'a StepContext,
     pub(crate) identity: &'a Identity,
+    pub(crate) precision: Precision,
 }
 
 impl Suspect<'_> {
@@ -104,6 +111,7 @@ impl Suspect<'_> {
             what: what.to_owned(),
             losses: Named::of(&self.output.losses),
             identity: self.identity.clone(),
+            precision: self.precision.to_string(),
         };
         let (method, optimizer) = (self.method.state(), self.optimizer.state());
         let parts = [("method", &method), ("optimizer", &optimizer), ("batch", &views)];

@@ -255,6 +255,7 @@ impl<'a, 'm> Running<'a, 'm> {
             output,
             ctx,
             identity: &self.setup.identity,
+            precision: self.setup.training.precision(),
         };
         let bundle = instructions(suspect.store(&what));
         let checkpoint = match &self.saved {

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use occlude_checkpoint::{Checkpoint, Retention, RunDir};
 use occlude_data::Batch;
-use occlude_kernels::{Factors, Init, ParamStore, Result, StateDict, assign, backward};
+use occlude_kernels::{Factors, Init, ParamStore, Precision, Result, StateDict, assign, backward};
 use occlude_methods::{Method, StepContext, StepOutput, ViewBatch, Weights};
 use occlude_optim::{Ema, ParamGroup, Schedule};
 use occlude_random::Streams;
@@ -27,6 +27,8 @@ pub(crate) struct Line {
     average: ParamStore,
     /// The step whose gradient holds an infinity, though its loss is finite.
     pub(crate) poisoned: Option<u64>,
+    /// The precision that held in each step.
+    pub(crate) precisions: Vec<Precision>,
 }
 
 impl Line {
@@ -36,7 +38,7 @@ impl Line {
         let mut average = ParamStore::frozen(Streams::new(SEED), DType::F32, &Device::Cpu);
         average.root().trained("student_ema.w", &[PIXELS, 1], &Init::Constant(0.0), Factors::ONE).unwrap();
         average.root().constant("teacher.walk", &[1], &Init::Constant(0.0)).unwrap();
-        Self { student, average, poisoned: None }
+        Self { student, average, poisoned: None, precisions: Vec::new() }
     }
 
     pub(crate) fn weights(&self) -> Vec<f32> {
@@ -50,6 +52,7 @@ impl Method for Line {
     }
 
     fn step(&mut self, batch: &ViewBatch, ctx: &StepContext) -> Result<StepOutput> {
+        self.precisions.push(Precision::current());
         let x = batch.views[0].flatten_from(1)?; // [batch, pixels]
         let noise: f64 = ctx.streams.stream("noise", 0, ctx.step).random();
         let target = (x.sum_keepdim(1)? + noise)?;
@@ -64,6 +67,7 @@ impl Method for Line {
     }
 
     fn after_step(&mut self, ctx: &StepContext) -> Result<()> {
+        assert_eq!(Precision::current(), Precision::F32, "a step alone has another precision");
         let walk = self.average.get("teacher.walk").unwrap();
         let stride: f64 = ctx.streams.stream("walk", 0, ctx.step).random();
         assign(walk, &(walk + stride)?)
@@ -143,6 +147,7 @@ impl Probe for Sum {
         method: &dyn Method,
         done: u64,
     ) -> std::result::Result<Vec<(String, f64)>, Box<dyn std::error::Error + Send + Sync>> {
+        assert_eq!(Precision::current(), Precision::F32, "scores are f32");
         let sum = method.state()["student.w"].sum_all()?.to_scalar::<f32>()?;
         let name = if done == 0 { "knn_random_weights" } else { "knn" };
         Ok(vec![(name.to_owned(), f64::from(sum))])
@@ -185,10 +190,15 @@ impl Sink for Stopper {
 
 /// 20 steps, a checkpoint every 5, a row every 3.
 pub(crate) fn trainer(run: &RunDir) -> Trainer<'_> {
+    trainer_in("f32", run)
+}
+
+/// [`trainer`] in another precision.
+pub(crate) fn trainer_in<'a>(precision: &str, run: &'a RunDir) -> Trainer<'a> {
     let config = TrainConfig {
         length: Span::Steps(20),
         batch: BATCH,
-        precision: "f32".to_owned(),
+        precision: precision.to_owned(),
         clip: Some(1.0),
         log_every: 3,
         checkpoint: CheckpointConfig { every: Some(Span::Steps(5)), minutes: None, keep_last: 3, keep_every: None },

@@ -1,8 +1,9 @@
 //! What goes wrong stops the run with what is needed to go on.
 
-use crate::common::{Line, Noise, SEED, Stopper, straight, trace, train, trainer};
+use crate::common::{Line, Noise, SEED, Stopper, straight, trace, train, trainer, trainer_in};
 use candle_core::Device;
 use occlude_checkpoint::{CommitError, CommitPhase, RunDir};
+use occlude_kernels::Precision;
 use occlude_methods::Method;
 use occlude_trainer::{End, Error, Event, Sink, Stop, replay};
 use std::collections::BTreeMap;
@@ -83,6 +84,19 @@ fn a_step_of_other_settings_is_not_replayed_and_a_fresh_start_removes_it() {
     fresh.fresh = true;
     train(fresh).unwrap();
     assert!(files(&run.replay_dir()).is_empty());
+}
+
+#[test]
+fn a_step_and_its_replay_have_the_precision_of_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::create(folder.path()).unwrap();
+    let bad = |step| Ok(Noise { step, bad: Some(2), ..Noise::default() });
+    let mut method = Line::new();
+    trainer_in("bf16", &run).run(&mut method, bad).unwrap_err();
+    assert_eq!(method.precisions, [Precision::Bf16; 3]);
+    let mut again = Line::new();
+    replay(&run.replay_dir().join("step-00000002"), &identity(&run), &mut again, &Device::Cpu).unwrap();
+    assert_eq!((again.precisions, Precision::current()), (vec![Precision::Bf16], Precision::F32));
 }
 
 #[test]
