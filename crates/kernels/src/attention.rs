@@ -91,10 +91,49 @@ impl CustomOp3 for Attention {
     }
 }
 
-/// One head of one image.
-fn head<T: Real>(values: &[T], sizes: Sizes, tokens: usize, index: usize) -> Rows<'_, T> {
-    let (image, head) = (index / sizes.heads, index % sizes.heads);
-    Rows { values: &values[image * tokens * sizes.dim() + head * sizes.size..], stride: sizes.dim() }
+/// Where queries, keys or values lie in a tensor: token `t`, counted over all images, from `first + t * stride` on.
+#[derive(Clone, Copy)]
+pub(crate) struct Lane {
+    /// Tokens of an image.
+    pub(crate) tokens: usize,
+    pub(crate) stride: usize,
+    pub(crate) first: usize,
+}
+
+impl Lane {
+    /// Tokens that have a tensor to themselves.
+    fn whole(sizes: Sizes, tokens: usize) -> Self {
+        Self { tokens, stride: sizes.dim(), first: 0 }
+    }
+
+    /// Queries, keys and values in tensors of their own.
+    fn apart(sizes: Sizes) -> [Self; 3] {
+        [sizes.nq, sizes.nk, sizes.nk].map(|tokens| Self::whole(sizes, tokens))
+    }
+
+    /// The first element of a head of an image.
+    fn start(self, sizes: Sizes, index: usize) -> usize {
+        let (image, head) = (index / sizes.heads, index % sizes.heads);
+        self.first + image * self.tokens * self.stride + head * sizes.size
+    }
+
+    /// One head of one image.
+    fn head<T: Real>(self, values: &[T], sizes: Sizes, index: usize) -> Rows<'_, T> {
+        Rows { values: &values[self.start(sizes, index)..], stride: self.stride }
+    }
+
+    /// Writes the rows of one head to its place among all. `from`: rows of `step` elements.
+    fn store<T: Real>(self, to: &SharedRows<'_, T>, sizes: Sizes, index: usize, from: &[T], step: usize) {
+        let start = self.start(sizes, index);
+        for token in 0..self.tokens {
+            // SAFETY: each head of each image is one index and writes its own channels of its own tokens alone; lanes of
+            // one tensor do not meet.
+            #[allow(unsafe_code)]
+            unsafe {
+                to.write(start + token * self.stride, &from[token * step..][..sizes.size]);
+            }
+        }
+    }
 }
 
 /// What the image of a head sees.
@@ -102,33 +141,31 @@ fn seen(sight: Option<&Sight>, sizes: Sizes, index: usize) -> Seen<'_> {
     sight.map_or(Seen::All, |sight| sight.of(index / sizes.heads, sizes.nq, sizes.nk))
 }
 
-/// Writes the rows of one head to its place in all of them. `from`: rows of `step` elements.
-fn store<T: Real>(to: &SharedRows<'_, T>, sizes: Sizes, tokens: usize, index: usize, from: &[T], step: usize) {
-    let (image, head) = (index / sizes.heads, index % sizes.heads);
-    for token in 0..tokens {
-        let offset = (image * tokens + token) * sizes.dim() + head * sizes.size;
-        // SAFETY: each head of each image is one index and writes its own channels of its own tokens alone.
-        #[allow(unsafe_code)]
-        unsafe {
-            to.write(offset, &from[token * step..][..sizes.size]);
-        }
-    }
-}
-
 /// The output and the log-sums of all heads of all images; zeros where there is nothing to see or nobody to see it.
 pub(crate) fn all_forward<T: Real>(inputs: [&[T]; 3], sizes: Sizes, sight: Option<&Sight>) -> (Vec<T>, Vec<T>) {
-    let Sizes { batch, nq, nk, heads, .. } = sizes;
-    let (mut out, mut log_sums) = (vec![T::zero(); inputs[0].len()], vec![T::zero(); batch * heads * nq]);
+    forward_along(inputs, Lane::apart(sizes), sizes, sight)
+}
+
+/// [`all_forward`] of inputs that lie anywhere.
+pub(crate) fn forward_along<T: Real>(
+    inputs: [&[T]; 3],
+    [q_lane, k_lane, v_lane]: [Lane; 3],
+    sizes: Sizes,
+    sight: Option<&Sight>,
+) -> (Vec<T>, Vec<T>) {
+    let Sizes { batch, nq, heads, .. } = sizes;
+    let mut out = vec![T::zero(); batch * nq * sizes.dim()];
+    let mut log_sums = vec![T::zero(); batch * heads * nq];
     if inputs.iter().any(|input| input.is_empty()) {
         return (out, log_sums);
     }
     let (out_rows, log_rows) = (SharedRows::new(&mut out), SharedRows::new(&mut log_sums));
     let scratch = || Scratch::forward(sizes);
     cpu::for_each_index(batch * heads, sizes.work(), scratch, |scratch, index| {
-        let (q, k, v) =
-            (head(inputs[0], sizes, nq, index), head(inputs[1], sizes, nk, index), head(inputs[2], sizes, nk, index));
+        let q = q_lane.head(inputs[0], sizes, index);
+        let (k, v) = (k_lane.head(inputs[1], sizes, index), v_lane.head(inputs[2], sizes, index));
         forward(scratch, sizes, q, k, v, seen(sight, sizes, index));
-        store(&out_rows, sizes, nq, index, &scratch.out, scratch.row);
+        Lane::whole(sizes, nq).store(&out_rows, sizes, index, &scratch.out, scratch.row);
         // SAFETY: each index has its own row of log-sums.
         #[allow(unsafe_code)]
         unsafe {
@@ -146,24 +183,37 @@ pub(crate) fn all_backward<T: Real>(
     sizes: Sizes,
     sight: Option<&Sight>,
 ) -> [Vec<T>; 3] {
-    let Sizes { batch, nq, nk, heads, .. } = sizes;
     let mut gradients = inputs.map(|input| vec![T::zero(); input.len()]);
-    if inputs.iter().any(|input| input.is_empty()) {
-        return gradients;
-    }
     let [dq, dk, dv] = &mut gradients;
-    let (dq, dk, dv) = (SharedRows::new(dq), SharedRows::new(dk), SharedRows::new(dv));
+    let into = [&SharedRows::new(dq), &SharedRows::new(dk), &SharedRows::new(dv)];
+    backward_along(inputs, Lane::apart(sizes), into, (gradient, log_sums), sizes, sight);
+    gradients
+}
+
+/// [`all_backward`] of inputs that lie anywhere; each gradient goes where its input lies. `given`: the gradient of the
+/// output, and the log-sums of the forward pass.
+pub(crate) fn backward_along<T: Real>(
+    inputs: [&[T]; 3],
+    [q_lane, k_lane, v_lane]: [Lane; 3],
+    [dq, dk, dv]: [&SharedRows<'_, T>; 3],
+    given: (&[T], &[T]),
+    sizes: Sizes,
+    sight: Option<&Sight>,
+) {
+    let Sizes { batch, nq, heads, .. } = sizes;
+    if inputs.iter().any(|input| input.is_empty()) {
+        return;
+    }
     let scratch = || Scratch::backward(sizes);
     cpu::for_each_index(batch * heads, 3 * sizes.work(), scratch, |scratch, index| {
-        let (q, k, v) =
-            (head(inputs[0], sizes, nq, index), head(inputs[1], sizes, nk, index), head(inputs[2], sizes, nk, index));
-        let log_sums = &log_sums[index * nq..][..nq];
-        backward(scratch, sizes, q, k, v, head(gradient, sizes, nq, index), log_sums, seen(sight, sizes, index));
-        store(&dq, sizes, nq, index, &scratch.out, scratch.row);
-        store(&dk, sizes, nk, index, &scratch.keys_gradient, scratch.row);
-        store(&dv, sizes, nk, index, &scratch.values_gradient, scratch.row);
+        let q = q_lane.head(inputs[0], sizes, index);
+        let (k, v) = (k_lane.head(inputs[1], sizes, index), v_lane.head(inputs[2], sizes, index));
+        let (outward, log_sums) = (Lane::whole(sizes, nq).head(given.0, sizes, index), &given.1[index * nq..][..nq]);
+        backward(scratch, sizes, q, k, v, outward, log_sums, seen(sight, sizes, index));
+        q_lane.store(dq, sizes, index, &scratch.out, scratch.row);
+        k_lane.store(dk, sizes, index, &scratch.keys_gradient, scratch.row);
+        v_lane.store(dv, sizes, index, &scratch.values_gradient, scratch.row);
     });
-    gradients
 }
 
 #[cfg(test)]

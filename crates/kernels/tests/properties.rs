@@ -5,9 +5,9 @@ use candle_core::{D, DType, Tensor};
 use occlude_kernels::check::{check_op, check_op_with, same, sample};
 use occlude_kernels::{
     Affine, Angles, BlockOptions, BlockWeights, Measure, NormWeights, RankRule, Visibility, attention, batch_norm,
-    batch_norm_with, frequency_table, gather_rows, gelu, l2_normalize, layer_norm, linear, nearest, pixel_loss,
-    position_encode, reference, rms_norm, scatter_add_rows, scatter_rows, sinkhorn, soft_cross_entropy, softmax,
-    two_stream_block, weight_norm,
+    batch_norm_with, frequency_table, gather_rows, gelu, l2_normalize, layer_norm, linear, nearest, packed_attention,
+    pixel_loss, position_encode, reference, rms_norm, scatter_add_rows, scatter_rows, sinkhorn, soft_cross_entropy,
+    softmax, two_stream_block, weight_norm,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -158,6 +158,21 @@ proptest! {
             &inputs,
             |v| attention(&v[0], &v[1], &v[2], heads, &seen),
             |v| reference::attention(&v[0], &v[1], &v[2], heads, &seen),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn packed_attention_agrees_with_its_reference(
+        seed in 1_u64..1000, batch in 1_usize..3, tokens in 1_usize..6, heads in 1_usize..4, size in 1_usize..6,
+        kind in 0_usize..6,
+    ) {
+        let qkv = [sample(seed, (batch, tokens, 3 * heads * size)).unwrap()];
+        let seen = visibility(kind, seed, batch, tokens, tokens);
+        check_op(
+            &qkv,
+            |v| packed_attention(&v[0], heads, &seen),
+            |v| reference::packed_attention(&v[0], heads, &seen),
         )
         .unwrap();
     }

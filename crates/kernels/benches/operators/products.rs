@@ -4,7 +4,7 @@ use crate::table::{Table, Work};
 use crate::{angles, plain, var};
 use occlude_kernels::{
     Affine, BlockOptions, BlockWeights, NormWeights, Precision, Visibility, attention, backward, block, gelu, linear,
-    position_encode, rms_norm,
+    packed_attention, position_encode, rms_norm,
 };
 
 /// Tokens of a step: [rows, in] to out. Eight images of ViT-S with 197 tokens each, and 64 of ViT-Tiny with 64.
@@ -63,6 +63,15 @@ fn attentions(table: &mut Table<'_>, shape: [usize; 3], heads: usize) {
     table.backward(&name, Work::Flops(5 * one), || {
         let [q, k, v] = [1, 2, 3].map(|seed| var(seed, &shape, 1.0));
         move || attention(&q, &k, &v, heads, &Visibility::All)
+    });
+    let (name, shape) = (format!("packed {name}"), [batch, tokens, 3 * dim]);
+    table.call(&name, "forward", Work::Flops(2 * one), || {
+        let qkv = plain(1, &shape, 1.0);
+        move || packed_attention(&qkv, heads, &Visibility::All)
+    });
+    table.backward(&name, Work::Flops(5 * one), || {
+        let qkv = var(1, &shape, 1.0);
+        move || packed_attention(&qkv, heads, &Visibility::All)
     });
 }
 

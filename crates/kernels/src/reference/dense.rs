@@ -34,6 +34,16 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     Ok((x * distribution)?)
 }
 
+/// [`crate::packed_attention`] on three views.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn packed_attention(qkv: &Tensor, heads: usize, visibility: &Visibility) -> Result<Tensor> {
+    let dim = qkv.dim(2)? / 3;
+    let third = |i: usize| qkv.narrow(2, i * dim, dim);
+    attention(&third(0)?, &third(1)?, &third(2)?, heads, visibility)
+}
+
 /// [`crate::attention`] with whole score matrices.
 ///
 /// # Errors
