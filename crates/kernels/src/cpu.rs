@@ -20,8 +20,10 @@ use crate::{precision, simd};
 const SERIAL_WORK: usize = 16 * 1024;
 /// Elements of a chunk where rows alone matter: 64 KB of f32, which a second-level cache holds several times.
 pub(crate) const ELEMENTS: usize = 16 * 1024;
-/// Rows per parallel chunk where a row is added to all.
-const ADD_ROWS: usize = 64;
+/// Most rows and columns, about, of a block of a product that is finished by the thread that made it: 200 KB of f32, which
+/// the second cache holds. Smaller ones pack their operands too often. They decide rounding, as does [`SUM_ROWS`].
+const BLOCK_ROWS: usize = 264;
+const BLOCK_COLUMNS: usize = 192;
 /// Rows per partial sum of a column sum. It decides rounding, so it is the same on every machine.
 const SUM_ROWS: usize = 256;
 
@@ -198,14 +200,6 @@ pub(crate) fn column_sums<T: Real>(values: &[T], columns: usize) -> Vec<T> {
     sum_rows(rows, columns, |row, sum| simd::add_assign(sum, &values[row * columns..][..columns]))
 }
 
-/// Adds `row` to every row of a row-major matrix.
-pub(crate) fn add_to_rows<T: Real>(values: &mut [T], row: &[T]) {
-    let (columns, work) = (row.len().max(1), values.len());
-    for_chunks(values, ADD_ROWS * columns, work, |_, values| {
-        values.chunks_exact_mut(columns).for_each(|values| simd::add_assign(values, row));
-    });
-}
-
 /// Adds `other` to `values`, element by element.
 pub(crate) fn add_in_place<T: Real>(values: &mut [T], other: &[T]) {
     const CHUNK: usize = 16 * 1024;
@@ -245,6 +239,11 @@ impl<'a, T> Matrix<'a, T> {
         (self.rows, self.columns)
     }
 
+    /// Some of its rows, of which none is beyond its end.
+    fn rows(self, rows: &Range<usize>) -> Self {
+        Self { values: &self.values[rows.start * self.row_stride..], rows: rows.len(), ..self }
+    }
+
     /// The same view of the same elements, if they are f32.
     pub(crate) fn singles(&self) -> Option<crate::tiles::Matrix<'a>>
     where
@@ -266,25 +265,79 @@ impl<'a, T> Matrix<'a, T> {
 /// The product of two matrices, row-major, in the [`Precision`](crate::Precision) that holds on this thread.
 /// Threads split rows and columns only, never the sum, so the result does not depend on their number.
 pub(crate) fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
-    affine(a, b, None, None)
+    affine(a, b, None)
 }
 
-/// [`product`], plus `row` in every row if there is one. `weight` is the tensor whose elements `b` holds, if it stays
-/// as it is for a while.
-pub(crate) fn affine<T: Real>(
+/// [`product`], in which `b` holds the elements of the tensor `weight`, if that stays as it is for a while.
+pub(crate) fn affine<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>, weight: Option<&Tensor>) -> Vec<T> {
+    precision::product(a, b, weight, None).unwrap_or_else(|| native_product(a, b))
+}
+
+/// What is done to a piece of a row of a product while it is in the cache: given row, first column and elements. It is
+/// called exactly once for each element; pieces are disjoint, depend on the shapes alone, and come in any order and from
+/// any thread.
+pub(crate) type Finish<'a, T> = dyn Fn(usize, usize, &mut [T]) + Sync + 'a;
+
+/// [`affine`], finished. Each thread finishes the blocks that it made.
+pub(crate) fn finished<T: Real>(
     a: Matrix<'_, T>,
     b: Matrix<'_, T>,
     weight: Option<&Tensor>,
-    row: Option<&[T]>,
+    finish: &Finish<'_, T>,
 ) -> Vec<T> {
-    if let Some(y) = precision::affine(a, b, weight, row) {
-        return y;
+    precision::product(a, b, weight, Some(finish)).unwrap_or_else(|| native_finished(a, b, finish))
+}
+
+fn native_finished<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>, finish: &Finish<'_, T>) -> Vec<T> {
+    let (m, n, k) = (a.rows, b.columns, a.columns.min(b.rows));
+    if m * n * k == 0 {
+        let mut out = vec![T::zero(); m * n];
+        out.chunks_exact_mut(n.max(1)).enumerate().for_each(|(row, out)| finish(row, 0, out));
+        return out;
     }
-    let mut y = native_product(a, b);
-    if let Some(row) = row {
-        add_to_rows(&mut y, row);
+    let (down, across) = (Cut::new(m, BLOCK_ROWS, 8), Cut::new(n, BLOCK_COLUMNS, 16));
+    let mut out = Vec::<T>::new();
+    let shared = SharedRows::spare(&mut out, m * n);
+    for_each(down.parts() * across.parts(), m * n * k, &|i| {
+        let (rows, columns) = (down.part(i / across.parts()), across.part(i % across.parts()));
+        let first = rows.start * n + columns.start;
+        // SAFETY: the block lies inside the memory of `out`, and no two calls get the same one. `write_product` writes
+        // each of its elements without reading it first, so rows of it are initialised afterwards.
+        #[allow(unsafe_code)]
+        unsafe {
+            let (a, b) = (a.rows(&rows), b.t().rows(&columns).t());
+            write_product(shared.start.add(first), n, a, b, false, Parallelism::None);
+            rows.for_each(|row| finish(row, columns.start, shared.range(row * n + columns.start, columns.len())));
+        }
+    });
+    // SAFETY: the blocks cover all m * n elements.
+    #[allow(unsafe_code)]
+    unsafe {
+        out.set_len(m * n);
     }
-    y
+    out
+}
+
+/// How rows or columns are cut into parts of nearly one size.
+#[derive(Clone, Copy)]
+struct Cut {
+    len: usize,
+    part: usize,
+}
+
+impl Cut {
+    /// Parts of about `most`, in whole multiples of `unit`.
+    fn new(len: usize, most: usize, unit: usize) -> Self {
+        Self { len, part: len.div_ceil(len.div_ceil(most).max(1)).next_multiple_of(unit) }
+    }
+
+    fn parts(self) -> usize {
+        self.len.div_ceil(self.part)
+    }
+
+    fn part(self, i: usize) -> Range<usize> {
+        i * self.part..self.len.min((i + 1) * self.part)
+    }
 }
 
 fn native_product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
@@ -298,7 +351,7 @@ fn native_product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>) -> Vec<T> {
     // which its length is m * n.
     #[allow(unsafe_code)]
     unsafe {
-        write_product(out.as_mut_ptr(), a, b, false, parallel);
+        write_product(out.as_mut_ptr(), n, a, b, false, parallel);
         out.set_len(m * n);
     }
     out
@@ -316,7 +369,7 @@ pub(crate) fn write_native_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: 
     // SAFETY: `out` holds m * n initialised elements, by the line above, and is borrowed mutably.
     #[allow(unsafe_code)]
     unsafe {
-        write_product(out.as_mut_ptr(), a, b, false, parallel);
+        write_product(out.as_mut_ptr(), n, a, b, false, parallel);
     }
 }
 
@@ -332,14 +385,22 @@ pub(crate) fn add_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_
     // SAFETY: `out` holds m * n initialised elements, by the line above, and is borrowed mutably.
     #[allow(unsafe_code)]
     unsafe {
-        write_product(out.as_mut_ptr(), a, b, true, parallel);
+        write_product(out.as_mut_ptr(), n, a, b, true, parallel);
     }
 }
 
 /// # Safety
-/// `out` is valid for writes of `a.rows * b.columns` elements that neither input holds, and for reads if `add`.
+/// `out` is valid for writes of `a.rows` rows of `b.columns` elements, `stride` from row to row, that neither input holds,
+/// and for reads if `add`.
 #[allow(unsafe_code)]
-unsafe fn write_product<T: Real>(out: *mut T, a: Matrix<'_, T>, b: Matrix<'_, T>, add: bool, parallel: Parallelism) {
+unsafe fn write_product<T: Real>(
+    out: *mut T,
+    stride: usize,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    add: bool,
+    parallel: Parallelism,
+) {
     let (m, n, k) = (a.rows, b.columns, a.columns.min(b.rows));
     // These slices are the bounds check of the raw pointers below.
     let (left, right) = (&a.values[..a.extent()], &b.values[..b.extent()]);
@@ -352,7 +413,7 @@ unsafe fn write_product<T: Real>(out: *mut T, a: Matrix<'_, T>, b: Matrix<'_, T>
             k,
             out,
             1,
-            n as isize,
+            stride as isize,
             add,
             left.as_ptr(),
             a.column_stride as isize,
@@ -391,6 +452,13 @@ impl<'a, T: WithDType> SharedRows<'a, T> {
         Self { start: values.as_mut_ptr(), len: values.len(), borrowed: PhantomData }
     }
 
+    /// Over memory for `len` elements in the empty vector `values`. Nothing in it may be read before it was written; the
+    /// owner sets the length when all is.
+    pub(crate) fn spare(values: &'a mut Vec<T>, len: usize) -> Self {
+        values.reserve_exact(len);
+        Self { start: values.as_mut_ptr(), len, borrowed: PhantomData }
+    }
+
     /// Chunk `index` of `size` elements: shorter at the end, empty beyond it.
     ///
     /// # Safety
@@ -406,12 +474,13 @@ impl<'a, T: WithDType> SharedRows<'a, T> {
     /// The elements `start..start + len`.
     ///
     /// # Safety
-    /// No other thread touches them as long as the result lives.
+    /// No other thread touches them as long as the result lives, and they are initialised: in [`SharedRows::spare`]
+    /// memory, written before.
     #[allow(unsafe_code)]
     #[allow(clippy::mut_from_ref)] // Disjoint ranges of one matrix go to several threads: the purpose of this type.
     pub(crate) unsafe fn range(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "a range lies inside the matrix");
-        // SAFETY: in bounds by the line above, initialised, and nobody else's by the caller's promise.
+        // SAFETY: in bounds by the line above; initialised and nobody else's by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 
@@ -421,7 +490,9 @@ impl<'a, T: WithDType> SharedRows<'a, T> {
     /// No other thread touches `offset..offset + row.len()` meanwhile.
     #[allow(unsafe_code)]
     pub(crate) unsafe fn write(&self, offset: usize, row: &[T]) {
-        // SAFETY: the caller's promise.
-        unsafe { self.range(offset, row.len()) }.copy_from_slice(row);
+        assert!(offset <= self.len && row.len() <= self.len - offset, "a range lies inside the matrix");
+        // SAFETY: in bounds by the line above and nobody else's by the caller's promise, so `row` lies elsewhere. Nothing
+        // is read, so it need not be initialised.
+        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.start.add(offset), row.len()) };
     }
 }

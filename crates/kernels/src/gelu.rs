@@ -74,6 +74,25 @@ vectorised! {
 }
 
 vectorised! {
+    /// Replaces `x` by its activation.
+    pub(crate) fn activate / activate_at<T, ISA>(x: &mut [T]) {
+        for x in x {
+            *x *= x.normal::<ISA>().0;
+        }
+    }
+}
+
+vectorised! {
+    /// Replaces `x` by its gradient, given that of its activation.
+    pub(crate) fn pull / pull_at<T, ISA>(x: &mut [T], gradient: &[T]) {
+        for (x, gradient) in x.iter_mut().zip(gradient) {
+            let (distribution, density) = x.normal::<ISA>();
+            *x = *gradient * T::fused::<ISA>(*x, density, distribution);
+        }
+    }
+}
+
+vectorised! {
     /// Replaces `x` by its activation and, in `dy`, the gradient of the activation by that of `x`.
     pub(crate) fn forward_and_backward / forward_and_backward_at<T, ISA>(x: &mut [T], dy: &mut [T]) {
         for (x, dy) in x.iter_mut().zip(dy) {

@@ -31,6 +31,7 @@ pub mod check;
 mod cpu;
 mod cross_entropy;
 mod error;
+mod finish;
 mod gelu;
 mod gradients;
 mod heads;
@@ -38,6 +39,7 @@ mod input;
 #[cfg(test)]
 mod levels;
 mod linear;
+mod linear_with;
 pub mod memory;
 mod nearest;
 mod normalize;
@@ -64,9 +66,11 @@ pub use block::{
 };
 pub use cross_entropy::{mean_row_entropy, soft_cross_entropy};
 pub use error::{Error, Result};
+pub use finish::Activation;
 pub use gelu::gelu;
 pub use gradients::{Gradients, backward};
 pub use linear::linear;
+pub use linear_with::{LinearOptions, linear_with};
 pub use nearest::{Measure, Nearest, nearest};
 pub use normalize::{l2_normalize, weight_norm};
 pub use norms::{layer_norm, rms_norm};

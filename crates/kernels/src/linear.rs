@@ -1,6 +1,7 @@
 //! The linear map.
 
 use crate::cpu::{self, Matrix, Real, Values, by_dtype};
+use crate::finish::Finishing;
 use crate::{Error, Result, input, reference};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Shape, Tensor};
 
@@ -65,7 +66,8 @@ pub(crate) fn with_last(shape: &Shape, last: usize) -> Shape {
 /// `x w^T + b` on slices.
 fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, sizes: Sizes) -> Vec<T> {
     let Sizes { rows, inner, out } = sizes;
-    cpu::affine(Matrix::new(x, rows, inner), Matrix::new(w, out, inner).t(), None, b) // [rows, out]
+    let finishing = Finishing { bias: b, ..Finishing::default() };
+    finishing.product(Matrix::new(x, rows, inner), Matrix::new(w, out, inner).t(), None).y // [rows, out]
 }
 
 /// The gradients that are asked for: of x, of w, of b.

@@ -6,8 +6,8 @@
 //! Not here: the products themselves ([`crate::tiles`], and `gemm` for native f32); attention scores, norms, losses
 //! and the optimizer, which are f32 in every precision.
 
-use crate::cpu::{Matrix, Real};
-use crate::tiles::{Bias, PackedB, Path, Plain, Refused, Right, Split, Store, Tiles};
+use crate::cpu::{Finish, Matrix, Real};
+use crate::tiles::{Each, PackedB, Path, Plain, Refused, Right, Split, Store, Tiles};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::cell::{Cell, RefCell};
@@ -162,12 +162,12 @@ pub(crate) fn forget() {
     ACTIVE.with_borrow_mut(|active| active.iter_mut().for_each(|active| active.packed.clear()));
 }
 
-/// `a b` plus `row` in every row, unless the product is native.
-pub(crate) fn affine<T: Real>(
+/// `a b`, finished, unless the product is native.
+pub(crate) fn product<T: Real>(
     a: Matrix<'_, T>,
     b: Matrix<'_, T>,
     weight: Option<&Tensor>,
-    row: Option<&[T]>,
+    finish: Option<&Finish<'_, T>>,
 ) -> Option<Vec<T>> {
     let tiles = tiles()?;
     let (left, right) = (a.singles()?, b.singles()?);
@@ -175,8 +175,13 @@ pub(crate) fn affine<T: Real>(
     let c = T::singles_mut(&mut y)?;
     let packed = weight.map(|weight| packed(tiles, right, weight));
     let right = packed.as_deref().map_or(Right::Matrix(right), Right::Packed);
-    let done = match row.and_then(T::singles) {
-        Some(row) => tiles.product(left, right, c, Store::Write, &Bias(row)),
+    let done = match finish {
+        Some(finish) => {
+            let each = |row: usize, column: usize, c: &mut [f32]| {
+                T::of_singles_mut(c).into_iter().for_each(|c| finish(row, column, c));
+            };
+            tiles.product(left, right, c, Store::Write, &Each(each))
+        }
         None => tiles.product(left, right, c, Store::Write, &Plain),
     };
     fits(done);

@@ -98,6 +98,8 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> + Default + std::fmt::Debu
     fn singles(values: &[Self]) -> Option<&[f32]>;
     /// As [`Real::singles`], to be written.
     fn singles_mut(values: &mut [Self]) -> Option<&mut [f32]>;
+    /// The reverse of [`Real::singles_mut`]: f32 as elements of this type, if it is f32.
+    fn of_singles_mut(values: &mut [f32]) -> Option<&mut [Self]>;
     /// `a * b + c`, in one rounding where the instruction set has it.
     fn fused<const ISA: u8>(a: Self, b: Self, c: Self) -> Self;
     /// The larger; where one is NaN, the other.
@@ -167,6 +169,9 @@ impl Real for f64 {
     fn singles_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
+    fn of_singles_mut(_: &mut [f32]) -> Option<&mut [Self]> {
+        None
+    }
     both_alike!();
     #[inline(always)]
     fn exponential<const ISA: u8>(self) -> Self {
@@ -211,6 +216,9 @@ impl Real for f32 {
         Some(values)
     }
     fn singles_mut(values: &mut [Self]) -> Option<&mut [f32]> {
+        Some(values)
+    }
+    fn of_singles_mut(values: &mut [f32]) -> Option<&mut [Self]> {
         Some(values)
     }
     both_alike!();
@@ -360,6 +368,15 @@ vectorised! {
     pub(crate) fn add_assign / add_assign_at<T, ISA>(a: &mut [T], b: &[T]) {
         for (a, b) in a.iter_mut().zip(b) {
             *a += *b;
+        }
+    }
+}
+
+vectorised! {
+    /// `a += scale * b`, element by element.
+    pub(crate) fn add_scaled / add_scaled_at<T, ISA>(a: &mut [T], b: &[T], scale: T) {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a += *b * scale;
         }
     }
 }

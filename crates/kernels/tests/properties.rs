@@ -4,10 +4,10 @@
 use candle_core::{D, DType, Tensor};
 use occlude_kernels::check::{check_op, check_op_with, same, sample};
 use occlude_kernels::{
-    Affine, Angles, BlockOptions, BlockWeights, Measure, NormWeights, RankRule, Visibility, attention, batch_norm,
-    batch_norm_with, frequency_table, gather_rows, gelu, l2_normalize, layer_norm, linear, nearest, packed_attention,
-    pixel_loss, position_encode, reference, rms_norm, scatter_add_rows, scatter_rows, sinkhorn, soft_cross_entropy,
-    softmax, two_stream_block, weight_norm,
+    Activation, Affine, Angles, BlockOptions, BlockWeights, Branch, LinearOptions, Measure, NormWeights, RankRule,
+    Visibility, attention, batch_norm, batch_norm_with, frequency_table, gather_rows, gelu, l2_normalize, layer_norm,
+    linear, linear_with, nearest, packed_attention, pixel_loss, position_encode, reference, rms_norm, scatter_add_rows,
+    scatter_rows, sinkhorn, soft_cross_entropy, softmax, two_stream_block, weight_norm,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -96,6 +96,33 @@ proptest! {
             [sample(seed, (rows, inner)).unwrap(), sample(seed + 1, (outer, inner)).unwrap(), sample(seed + 2, outer).unwrap()];
         check_op(&inputs, |v| linear(&v[0], &v[1], Some(&v[2])), |v| reference::linear(&v[0], &v[1], Some(&v[2]))).unwrap();
         check_op(&inputs[..1], |v| gelu(&(&v[0] * 4.0)?), |v| reference::gelu(&(&v[0] * 4.0)?)).unwrap();
+    }
+
+    #[test]
+    fn finished_linear_maps_agree_with_their_reference(
+        seed in 1_u64..1000, tokens in 1_usize..4, inner in 1_usize..20, outer in 1_usize..20, gelu in any::<bool>(),
+        images in prop::sample::subsequence(vec![0_u32, 1, 2, 3], 1..=4).prop_shuffle(), scale in -2.0_f64..2.0,
+    ) {
+        let inputs = [
+            sample(seed, (images.len(), tokens, inner)).unwrap(),
+            sample(seed + 1, (outer, inner)).unwrap(),
+            sample(seed + 2, (4, tokens, outer)).unwrap(),
+        ];
+        let (activation, branch) = (gelu.then_some(Activation::Gelu), Branch { images: Some(images), scale });
+        let run = |op: fn(&Tensor, &Tensor, Option<&Tensor>, &LinearOptions<'_>) -> occlude_kernels::Result<Tensor>| {
+            let branch = branch.clone();
+            move |v: &[Tensor], b: &[Tensor]| {
+                let options = LinearOptions { activation, residual: Some(&v[2]), branch: branch.clone() };
+                op(&v[0], &v[1], Some(&b[0]), &options)
+            }
+        };
+        check_op_with(
+            &inputs,
+            &[sample(seed + 3, outer).unwrap()],
+            run(linear_with),
+            run(reference::linear_with),
+        )
+        .unwrap();
     }
 
     #[test]

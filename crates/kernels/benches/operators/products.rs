@@ -3,8 +3,8 @@
 use crate::table::{Table, Work};
 use crate::{angles, plain, var};
 use occlude_kernels::{
-    Affine, BlockOptions, BlockWeights, NormWeights, Precision, Visibility, attention, backward, block, gelu, linear,
-    packed_attention, position_encode, rms_norm,
+    Activation, Affine, BlockOptions, BlockWeights, LinearOptions, NormWeights, Precision, Visibility, attention,
+    backward, block, gelu, linear, linear_with, packed_attention, position_encode, rms_norm,
 };
 
 /// Tokens of a step: [rows, in] to out. Eight images of ViT-S with 197 tokens each, and 64 of ViT-Tiny with 64.
@@ -24,6 +24,7 @@ pub(crate) fn all(table: &mut Table<'_>) {
         }
         let _scope = precision.scope();
         LINEAR.iter().for_each(|size| linears(table, precision, *size));
+        LINEAR[..2].iter().for_each(|size| finished(table, precision, *size));
         BLOCK.iter().for_each(|(shape, heads)| blocks(table, precision, *shape, *heads));
     }
 }
@@ -48,6 +49,44 @@ fn linears(table: &mut Table<'_>, precision: Precision, (rows, inner, out): (usi
     table.backward_of(&name, "dW", work, || {
         let (x, w) = (plain(1, &x, 1.0), var(2, &w, 0.1));
         move || linear(&x, &w, None)
+    });
+}
+
+/// The two maps of an MLP with what follows them, in one operator and in several: the wider one its GELU, the other a
+/// residual.
+fn finished(table: &mut Table<'_>, precision: Precision, (rows, inner, out): (usize, usize, usize)) {
+    let (wider, work) = (out > inner, Work::Flops(2 * rows * inner * out));
+    let follows = if wider { "gelu" } else { "residual" };
+    let size = named(format!("{follows} [{rows}, {inner}] to {out}"), precision);
+    let tensors = move || {
+        [var(1, &[rows, inner], 1.0), var(2, &[out, inner], 0.1), var(3, &[out], 1.0), var(4, &[rows, out], 1.0)]
+    };
+    let one = move || {
+        let [x, w, b, residual] = tensors();
+        move || {
+            let activation = wider.then_some(Activation::Gelu);
+            let residual = (!wider).then_some(&residual);
+            linear_with(&x, &w, Some(&b), &LinearOptions { activation, residual, ..LinearOptions::default() })
+        }
+    };
+    let several = move || {
+        let [x, w, b, residual] = tensors();
+        move || {
+            let y = linear(&x, &w, Some(&b))?;
+            if wider { gelu(&y) } else { Ok((&residual + y)?) }
+        }
+    };
+    let (name, parts) = (format!("linear_with {size}"), format!("linear, then {size}"));
+    let both = Work::Flops(6 * rows * inner * out);
+    table.call(&name, "forward", work, one);
+    table.call(&parts, "forward", work, several);
+    table.call(&name, "both", both, || {
+        let op = one();
+        move || backward(&op()?.sum_all()?)
+    });
+    table.call(&parts, "both", both, || {
+        let op = several();
+        move || backward(&op()?.sum_all()?)
     });
 }
 

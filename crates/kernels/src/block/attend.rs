@@ -1,9 +1,10 @@
 //! The attention branch of a block, on slices.
 
+use super::Branch;
 use super::weights::{Affine, BlockWeights, NormWeights};
-use super::{Branch, add_branch, chosen};
 use crate::attention::{all_backward, all_forward};
 use crate::cpu::{self, Matrix, Real, Values};
+use crate::finish::{Finished, Finishing, Onto};
 use crate::gradients::{collect, collect_linear};
 use crate::heads::Sizes;
 use crate::norms::Norm;
@@ -32,13 +33,34 @@ pub(super) struct Saved<T> {
     log_sums: Vec<T>, // [images, heads, nq]
 }
 
-/// `x w^T + b`.  x: [rows, in] -> [rows, out]
-pub(super) fn apply<T: Real>(map: &Affine, x: &[T]) -> candle_core::Result<Vec<T>> {
+/// `x w^T + b`, finished.  x: [rows, in] -> [rows, out]
+pub(super) fn apply_with<T: Real>(
+    map: &Affine,
+    x: &[T],
+    finishing: Finishing<'_, T>,
+) -> candle_core::Result<Finished<T>> {
     let (out, inner) = map.weight.dims2()?;
     let (rows, weight) = (x.len().checked_div(inner).unwrap_or(0), Values::<T>::of(&map.weight)?);
     let bias = map.bias.as_ref().map(Values::<T>::of).transpose()?;
     let (x, w) = (Matrix::new(x, rows, inner), Matrix::new(&weight, out, inner));
-    Ok(cpu::affine(x, w.t(), Some(&map.weight), bias.as_deref()))
+    Ok(Finishing { bias: bias.as_deref(), ..finishing }.product(x, w.t(), Some(&map.weight)))
+}
+
+/// `x w^T + b`.  x: [rows, in] -> [rows, out]
+pub(super) fn apply<T: Real>(map: &Affine, x: &[T]) -> candle_core::Result<Vec<T>> {
+    Ok(apply_with(map, x, Finishing::default())?.y)
+}
+
+/// `residual + scale * (x w^T + b)` at the images of a branch.  residual: [batch, len]
+pub(super) fn apply_onto<T: Real>(
+    map: &Affine,
+    x: &[T],
+    residual: &[T],
+    branch: &Branch,
+    len: usize,
+) -> candle_core::Result<Vec<T>> {
+    let onto = Some(Onto { residual, branch, len });
+    Ok(apply_with(map, x, Finishing { onto, ..Finishing::default() })?.y)
 }
 
 /// The gradient of what the map read, `gradient w`.  [rows, out] -> [rows, in]
@@ -46,7 +68,7 @@ pub(super) fn back<T: Real>(map: &Affine, gradient: &[T]) -> candle_core::Result
     let (out, inner) = map.weight.dims2()?;
     let (rows, weight) = (gradient.len().checked_div(out).unwrap_or(0), Values::<T>::of(&map.weight)?);
     let (dy, w) = (Matrix::new(gradient, rows, out), Matrix::new(&weight, out, inner));
-    Ok(cpu::affine(dy, w, Some(&map.weight), None))
+    Ok(cpu::affine(dy, w, Some(&map.weight)))
 }
 
 /// As [`back`], added to what other maps gave.
@@ -101,7 +123,7 @@ impl Attend<'_> {
     /// The context of the chosen images, or the normed tokens themselves: all, or a copy of the leading ones.
     fn source<'a, T: Real>(&self, context: Option<&'a [T]>, normed: &'a [T]) -> Cow<'a, [T]> {
         match (context, self.context) {
-            (Some(context), Some(width)) => chosen(context, self.branch, self.sizes.nk * width, 1.0),
+            (Some(context), Some(width)) => self.branch.chosen(context, self.sizes.nk * width, 1.0),
             _ if self.leading() == self.len() => Cow::Borrowed(normed),
             _ => {
                 let (from, to) = (self.len(), self.leading());
@@ -139,15 +161,14 @@ impl Attend<'_> {
 
     /// `x + scale * attention(norm(x))`.  x: [batch, nq, dim], context: [batch, nk, context]
     pub(super) fn forward<T: Real>(&self, x: &[T], context: Option<&[T]>) -> candle_core::Result<(Vec<T>, Saved<T>)> {
-        let some = chosen(x, self.branch, self.len(), 1.0); // [images, nq, dim]
+        let some = self.branch.chosen(x, self.len(), 1.0); // [images, nq, dim]
         let (tokens, _) = normed(&self.weights.norm1, &some)?; // [images, nq, dim]
         let source = self.source(context, &tokens); // [images, nk, context]
         let queries = self.encoded(apply(&self.weights.queries, &tokens)?, |both| &both.0, false)?;
         let keys = self.encoded(apply(&self.weights.keys, &source)?, |both| &both.1, false)?;
         let values = apply(&self.weights.values, &source)?;
         let (attended, log_sums) = all_forward([&queries, &keys, &values], self.sizes, self.sight);
-        let mut y = x.to_vec();
-        add_branch(&mut y, self.branch, self.len(), &apply(&self.weights.projection, &attended)?);
+        let y = apply_onto(&self.weights.projection, &attended, x, self.branch, self.len())?;
         Ok((y, Saved { queries, keys, values, attended, log_sums }))
     }
 
@@ -160,14 +181,14 @@ impl Attend<'_> {
         gradient: Vec<T>,
     ) -> candle_core::Result<(Vec<T>, Option<Vec<T>>)> {
         let BlockWeights { norm1, queries, keys, values, projection, .. } = self.weights;
-        let outward = chosen(&gradient, self.branch, self.len(), self.branch.scale); // [images, nq, dim]
+        let outward = self.branch.chosen(&gradient, self.len(), self.branch.scale); // [images, nq, dim]
         collect_linear(&projection.weight, projection.bias.as_ref(), &outward, &saved.attended)?;
         let slopes = back(projection, &outward)?; // [images, nq, dim]
         let inputs = [&saved.queries[..], &saved.keys, &saved.values];
         let [dq, dk, dv] = all_backward(inputs, &slopes, &saved.log_sums, self.sizes, self.sight);
         drop((saved, slopes));
         let (dq, dk) = (self.encoded(dq, |both| &both.0, true)?, self.encoded(dk, |both| &both.1, true)?);
-        let some = chosen(x, self.branch, self.len(), 1.0);
+        let some = self.branch.chosen(x, self.len(), 1.0);
         let (tokens, norm) = normed(norm1, &some)?;
         let source = self.source(context, &tokens);
         collect_linear(&queries.weight, queries.bias.as_ref(), &dq, &tokens)?;
@@ -195,8 +216,7 @@ impl Attend<'_> {
         let through = norm_backward(norm1, &norm, &some, &inward)?;
         drop(outward);
         let mut dx = gradient;
-        let unscaled = Branch { scale: 1.0, ..self.branch.clone() };
-        add_branch(&mut dx, &unscaled, self.len(), &through);
+        self.branch.add(&mut dx, self.len(), &through);
         Ok((dx, outside))
     }
 

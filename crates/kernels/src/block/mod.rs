@@ -9,6 +9,7 @@
 //! Not here: how weights are named, drawn and stored; which images a residual branch is computed for.
 
 mod attend;
+mod branch;
 mod feed;
 mod operator;
 mod streams;
@@ -18,28 +19,8 @@ mod streams_tests;
 mod tests;
 mod weights;
 
-pub use operator::{BlockOptions, Branch, block};
+pub use branch::Branch;
+pub use operator::{BlockOptions, block};
 pub use streams::{joined_stream_block, two_stream_block};
+pub(crate) use weights::fits;
 pub use weights::{Affine, BlockWeights, NormWeights};
-
-use crate::cpu::{self, Real};
-
-/// The rows of a batch that a residual branch is computed for.
-/// x: [batch, len]; all of it, or a copy of the chosen images.
-fn chosen<'a, T: Real>(x: &'a [T], branch: &Branch, len: usize, scale: f64) -> std::borrow::Cow<'a, [T]> {
-    match &branch.images {
-        None => std::borrow::Cow::Borrowed(x),
-        Some(images) => std::borrow::Cow::Owned(crate::rows::taken(x, images, len, T::of(scale))),
-    }
-}
-
-/// `x + scale * branch` at the chosen images, in the memory of `x`.
-fn add_branch<T: Real>(x: &mut Vec<T>, branch: &Branch, len: usize, values: &[T]) {
-    match &branch.images {
-        None => cpu::add_in_place(x, values),
-        Some(images) => {
-            let rows = x.len().checked_div(len).unwrap_or(0);
-            *x = crate::rows::added(Some(&x[..]), rows, images, values, len, T::of(branch.scale));
-        }
-    }
-}

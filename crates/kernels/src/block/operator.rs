@@ -1,6 +1,7 @@
 //! The block in candle's graph.
 
 use super::attend::{self, Attend};
+use super::branch::Branch;
 use super::feed::Feed;
 use super::weights::BlockWeights;
 use crate::cpu::{self, Real, Values, by_dtype};
@@ -12,23 +13,6 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 use std::sync::{Mutex, PoisonError};
 
 const OP: &str = "block";
-
-/// For which images a residual branch is computed: stochastic depth.
-#[derive(Clone, Debug)]
-pub struct Branch {
-    /// Images of the batch, each at most once; `None`: all. The others pass unchanged.
-    pub images: Option<Vec<u32>>,
-    /// Multiplies the branch where `images` are chosen.
-    pub scale: f64,
-}
-
-impl Branch {
-    /// Nothing is dropped.
-    #[must_use]
-    pub fn all() -> Self {
-        Self { images: None, scale: 1.0 }
-    }
-}
 
 /// What a block is told beside its weights.
 #[derive(Clone, Debug)]
@@ -147,7 +131,7 @@ impl Plan {
         weights.check(OP, x, dim, width.unwrap_or(dim))?;
         let mut chosen = [batch; 2];
         for (branch, chosen) in options.branches.iter().zip(&mut chosen) {
-            *chosen = check_branch(branch, batch)?;
+            *chosen = branch.check(OP, batch)?;
         }
         let sizes = Sizes { batch: chosen[0], nq, nk, heads, size: dim / heads };
         options.visibility.check(sizes.batch, nq, nk)?;
@@ -156,24 +140,6 @@ impl Plan {
             check_angles("keys", keys, x, sizes, nk)?;
         }
         Ok(Self { sizes, context: width })
-    }
-}
-
-/// How many images a branch is computed for.
-fn check_branch(branch: &Branch, batch: usize) -> Result<usize> {
-    let Some(images) = &branch.images else {
-        if branch.scale != 1.0 {
-            return Err(Error::argument(
-                OP,
-                format!("a branch of all images has the scale {}: must be 1", branch.scale),
-            ));
-        }
-        return Ok(batch);
-    };
-    input::in_range(OP, images, batch)?;
-    match input::twice(images, batch) {
-        Some(image) => Err(Error::argument(OP, format!("image {image} is chosen twice"))),
-        None => Ok(images.len()),
     }
 }
 

@@ -71,7 +71,7 @@ impl NormWeights {
 
 /// A weight the operator can read and whose gradient it can hand on: of this shape, without gaps, and either a
 /// variable or untracked. A computed weight would lose what lies before it in the graph.
-fn fits(op: &'static str, what: &str, like: &Tensor, weight: &Tensor, shape: &[usize]) -> Result<()> {
+pub(crate) fn fits(op: &'static str, what: &str, like: &Tensor, weight: &Tensor, shape: &[usize]) -> Result<()> {
     input::same_float(op, like, weight)?;
     input::shape(op, what, weight, shape)?;
     if weight.track_op() && !weight.is_variable() {

@@ -1,6 +1,8 @@
 //! Plain forms of the operators made of matrix products, and of what stands between them.
 
+use crate::finish::Activation;
 use crate::linear::with_last;
+use crate::linear_with::LinearOptions;
 use crate::nearest::{Measure, Nearest};
 use crate::position::Angles;
 use crate::visibility::Visibility;
@@ -22,6 +24,23 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let y = x.contiguous()?.reshape((rows, x.dim(D::Minus1)?))?.matmul(&w.t()?)?; // [rows, out]
     let y = y.reshape(shape)?;
     Ok(b.map_or_else(|| Ok(y.clone()), |b| y.broadcast_add(b))?)
+}
+
+/// [`crate::linear_with`] operator by operator.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn linear_with(x: &Tensor, w: &Tensor, b: Option<&Tensor>, options: &LinearOptions<'_>) -> Result<Tensor> {
+    let y = linear(x, w, b)?;
+    let y = match options.activation {
+        Some(Activation::Gelu) => gelu(&y)?,
+        None => y,
+    };
+    match (options.residual, &options.branch.images) {
+        (None, _) => Ok(y),
+        (Some(residual), None) => Ok((residual + y)?),
+        (Some(residual), Some(images)) => super::scatter_add_rows(residual, images, &y, options.branch.scale),
+    }
 }
 
 /// [`crate::gelu`] by candle's error function. (Not by candle's own GELU, whose gradient rounds 1/sqrt(2 pi) to six

@@ -2,14 +2,15 @@
 //! [`Precision`](crate::Precision) chooses when the operators use it.
 //!
 //! ```
-//! # use occlude_kernels::tiles::{Bias, Matrix, Path, Split, Store, Tiles};
+//! # use occlude_kernels::tiles::{Each, Matrix, Path, Split, Store, Tiles};
 //! # fn main() -> Result<(), occlude_kernels::tiles::Refused> {
-//! let (x, w, bias) = (vec![0.5; 4 * 64], vec![0.25; 8 * 64], vec![1.0; 8]);
+//! let (x, w) = (vec![0.5; 4 * 64], vec![0.25; 8 * 64]);
+//! let doubled = Each(|_row, _column, c: &mut [f32]| c.iter_mut().for_each(|c| *c *= 2.0));
 //! let tiles = Tiles::new(Path::best(), Split::One)?;
 //! let weights = tiles.pack(Matrix::new(&w, 8, 64)?.t()); // once per step
 //! let mut y = vec![0.0; 4 * 8];
-//! tiles.product(Matrix::new(&x, 4, 64)?, &weights, &mut y, Store::Write, &Bias(&bias))?;
-//! assert_eq!(y, [9.0; 32]);
+//! tiles.product(Matrix::new(&x, 4, 64)?, &weights, &mut y, Store::Write, &doubled)?;
+//! assert_eq!(y, [16.0; 32]);
 //! # Ok(())
 //! # }
 //! ```
@@ -44,7 +45,7 @@ mod portable;
 mod tests;
 
 pub use blocks::Store;
-pub use epilogue::{Bias, Each, Epilogue, Plain, Residual};
+pub use epilogue::{Each, Epilogue, Plain};
 pub use matrix::{Matrix, Refused};
 pub use pack::PackedB;
 pub use path::Path;
