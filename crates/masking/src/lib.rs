@@ -1,8 +1,9 @@
 //! Which patches are hidden. Plain index arithmetic: no tensors, no images, no files.
 //!
 //! A [`Masker`] (random cells, a block, or all but a block) draws one [`Mask`] an image; a [`BatchMask`] gathers the
-//! masks of a batch as index lists: what the student sees, and which hidden patches it predicts. Source: CAPI,
-//! masking; conventions are those of the public code.
+//! masks of a batch as index lists: what the student sees, and which hidden patches it predicts. [`Rounds`] mask a
+//! batch several times, each a permutation of the patches. Sources: CAPI, masking; MOCA, masking rounds and partial
+//! decoding; conventions are those of the public codes.
 //!
 //! Invariants: visible and hidden indices are sorted, disjoint and cover the grid; every mask of one masker on one grid
 //! hides the same number of patches; equal streams give equal masks on every machine.
@@ -25,10 +26,12 @@ mod batch;
 mod block;
 mod grid;
 mod mask;
+mod rounds;
 mod sampler;
 
 pub use batch::{BatchMask, MaskError, predict_count};
 pub use block::{BlockDraws, BlockShape, Roll, log_aspect_range};
 pub use grid::Grid;
 pub use mask::Mask;
+pub use rounds::{Round, RoundConfig, RoundCounts, RoundError, Rounds, RoundsConfig, kept_count};
 pub use sampler::{Masker, MaskerConfig, MaskerKind, hidden_count};
