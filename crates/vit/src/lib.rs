@@ -32,6 +32,7 @@ mod learned;
 mod model;
 mod parts;
 mod positions;
+mod sincos;
 
 pub use block::{Block, BlockShape, NORM_EPS};
 pub use config::{PositionKind, RegisterCoords, VitConfig, VitSettings, check_depth, check_heads, check_width};
@@ -43,3 +44,4 @@ pub use learned::LearnedPositions;
 pub use model::{Encoded, Vit};
 pub use parts::{GroupFactors, final_norm, linear_weight};
 pub use positions::Positions;
+pub use sincos::sincos_table;
