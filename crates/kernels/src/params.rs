@@ -164,10 +164,11 @@ impl ParamStore {
         self.params.iter().map(|param| (param.name.clone(), param.tensor.detach())).collect()
     }
 
-    /// Overwrites every tensor from `state` (any float dtype, same shapes).
+    /// Overwrites every tensor from `state` (any float dtype, same shapes; counts from integers).
     ///
     /// # Errors
-    /// A missing name, a name the store does not have, another shape, or integers; nothing is changed then.
+    /// A missing name, a name the store does not have, another shape, or integers for floats and floats for counts;
+    /// nothing is changed then.
     pub fn load(&self, state: &StateDict) -> Result<()> {
         for param in &self.params {
             let given = state.get(&param.name).ok_or_else(|| Error::State(format!("{} is missing", param.name)))?;
@@ -179,8 +180,10 @@ impl ParamStore {
                     param.tensor.dims()
                 )));
             }
-            if !given.dtype().is_float() {
-                return Err(Error::State(format!("{} is {:?}, expected a float", param.name, given.dtype())));
+            let float = param.tensor.dtype().is_float();
+            if given.dtype().is_float() != float {
+                let expected = if float { "a float" } else { "an integer" };
+                return Err(Error::State(format!("{} is {:?}, expected {expected}", param.name, given.dtype())));
             }
         }
         if let Some(name) = state.keys().find(|name| self.get(name).is_none()) {
@@ -192,10 +195,15 @@ impl ParamStore {
         Ok(())
     }
 
-    fn add(&mut self, name: String, shape: &[usize], init: &Init, role: Role) -> Result<Tensor> {
-        if self.get(&name).is_some() {
-            return Err(Error::State(format!("{name} is defined twice")));
+    fn unused(&self, name: &str) -> Result<()> {
+        match self.get(name) {
+            Some(_) => Err(Error::State(format!("{name} is defined twice"))),
+            None => Ok(()),
         }
+    }
+
+    fn add(&mut self, name: String, shape: &[usize], init: &Init, role: Role) -> Result<Tensor> {
+        self.unused(&name)?;
         init.check(&name)?;
         let count = shape.iter().product();
         let values = init.draw(count, &mut self.streams.stream(&format!("init/{name}"), 0, 0));
@@ -240,6 +248,18 @@ impl Scope<'_> {
     /// As [`Scope::trained`].
     pub fn constant(&mut self, name: &str, shape: &[usize], init: &Init) -> Result<Tensor> {
         self.store.add(self.join(name), shape, init, Role::Constant)
+    }
+
+    /// A stored count that no optimizer changes: int64 whatever the dtype of the store, zero at first.
+    ///
+    /// # Errors
+    /// The name exists already.
+    pub fn count(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let name = self.join(name);
+        self.store.unused(&name)?;
+        let tensor = Tensor::zeros(shape, DType::I64, &self.store.device)?;
+        self.store.params.push(Param { name, tensor: tensor.clone(), role: Role::Constant });
+        Ok(tensor)
     }
 
     /// The dtype of the store.
@@ -313,6 +333,22 @@ mod tests {
         state.insert("blocks.0.weight".into(), Tensor::full(5_f64, (4, 3), &Device::Cpu).unwrap());
         store.load(&state).unwrap();
         assert_eq!(held.sum_all().unwrap().to_scalar::<f32>().unwrap(), 60.0);
+    }
+
+    #[test]
+    fn counts_are_integers_in_and_out() {
+        let mut store = store();
+        let held = store.root().sub("norm").count("tracked", &[]).unwrap();
+        assert!(store.root().count("norm.tracked", &[1]).unwrap_err().to_string().contains("defined twice"));
+        let mut state = store.state();
+        assert_eq!(state["norm.tracked"].dtype(), DType::I64);
+        state.insert("norm.tracked".into(), Tensor::new(5.0_f32, &Device::Cpu).unwrap());
+        let message = store.load(&state).unwrap_err().to_string();
+        assert!(message.contains("norm.tracked is F32, expected an integer"), "{message}");
+        assert_eq!(held.to_scalar::<i64>().unwrap(), 0);
+        state.insert("norm.tracked".into(), Tensor::new(5_u32, &Device::Cpu).unwrap());
+        store.load(&state).unwrap();
+        assert_eq!(held.to_scalar::<i64>().unwrap(), 5);
     }
 
     #[test]
