@@ -1,4 +1,4 @@
-//! What sits on an encoder: predictors and cluster heads.
+//! What sits on an encoder: predictors, decoders, prototype generators and cluster heads.
 //!
 //! A [`Predictor`] says something about hidden patches: by cross-attention (CAPI's), by self-attention, or fused with the
 //! encoder. A [`Head`] turns a prediction into scores over prototypes, or leaves it as a feature. Parameter names are
@@ -10,9 +10,14 @@
 
 mod config;
 mod head;
+mod moca;
 mod predictor;
 mod queries;
 
 pub use config::{HeadConfig, HeadKind, HeadSettings, PredictorConfig, PredictorKind, PredictorSettings};
 pub use head::{ClusterHead, Head, HeadShape};
+pub use moca::{
+    Decoder, DecoderConfig, DecoderInput, DecoderSettings, Generated, Generator, GeneratorConfig, GeneratorSettings,
+    TargetHead,
+};
 pub use predictor::{Pooled, Predictor};

@@ -1,0 +1,132 @@
+//! Prototypes made from the words of a codebook by a small network.
+
+use super::{GeneratorSettings, Linear};
+use candle_core::{DType, Tensor};
+use occlude_kernels::{BatchNorm, Error, Factors, Init, Result, Scope, assign, batch_norm, l2_normalize, linear};
+
+/// The smallest norm that a word or a prototype is divided by.
+const NORM_FLOOR: f64 = 1e-5;
+/// Added to a variance under the root.
+const BATCH_NORM_EPS: f64 = 1e-5;
+/// How much of the running statistics a step replaces.
+const MOMENTUM: f64 = 0.1;
+
+/// A word to a prototype: linear, batch norm over the words, ReLU, linear, and a skip around them. As words come and go
+/// in the codebook, so do prototypes, without being learned one by one. Parameter names are those of the official MOCA
+/// checkpoints. Source: MOCA, weight generation modules.
+#[derive(Clone, Debug)]
+pub struct Generator {
+    scale: Tensor, // [1]: kappa
+    first: Linear, // [hidden, dim], no bias
+    norm: NormOverWords,
+    last: Linear,         // [out, hidden]
+    skip: Option<Linear>, // [out, dim]; none where the widths agree
+}
+
+#[derive(Clone, Debug)]
+struct NormOverWords {
+    weight: Tensor,   // [hidden]
+    bias: Tensor,     // [hidden]
+    mean: Tensor,     // [hidden], running
+    variance: Tensor, // [hidden], running
+    batches: Tensor,  // scalar, int64
+}
+
+/// What a generator makes of a codebook.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// One unit row a word.  [words, out]
+    pub prototypes: Tensor,
+    statistics: BatchNorm,
+}
+
+impl Generator {
+    /// A generator of prototypes of width `out` in `scope` (`scale`, `layers_w.0`).
+    ///
+    /// # Errors
+    /// A name exists already.
+    pub fn new(scope: &mut Scope<'_>, settings: &GeneratorSettings, out: usize) -> Result<Self> {
+        let GeneratorSettings { dim, hidden, kappa } = *settings;
+        let scale = scope.constant("scale", &[1], &Init::Constant(kappa))?;
+        let mut layers = scope.sub("layers_w");
+        let mut module = layers.sub(0);
+        let mut generator = module.sub("generator");
+        let first = Linear::without_bias(&mut generator, "b0_fc", hidden, dim)?;
+        let norm = NormOverWords::new(&mut generator.sub("b0_bn"), hidden)?;
+        let last = Linear::new(&mut generator, "b0_last_layer", out, hidden)?;
+        let skip = (out != dim).then(|| Linear::new(&mut module, "skip", out, dim)).transpose()?;
+        Ok(Self { scale, first, norm, last, skip })
+    }
+
+    /// The prototypes of a codebook. The norm goes by the words at hand, never by the running statistics, which this
+    /// leaves alone: [`Generator::observe`] moves them. No gradient reaches the words.  [words, dim] -> [words, out]
+    ///
+    /// # Errors
+    /// Fewer than two words, another width or dtype.
+    pub fn generate(&self, words: &Tensor) -> Result<Generated> {
+        let unit = l2_normalize(&words.detach(), NORM_FLOOR)?;
+        let BatchNorm { y, mean, variance } = self.norm.forward(&self.first.forward(&unit)?)?; // [words, hidden]
+        let made = self.last.forward(&relu(&y)?)?; // [words, out]
+        let skip = match &self.skip {
+            Some(skip) => skip.forward(&unit)?,
+            None => unit,
+        };
+        let prototypes = l2_normalize(&(made + skip)?, NORM_FLOOR)?;
+        Ok(Generated { statistics: BatchNorm { y: prototypes.detach(), mean, variance }, prototypes })
+    }
+
+    /// Moves the running statistics of the norm: once a forward pass of the step.
+    ///
+    /// # Errors
+    /// A failing copy.
+    pub fn observe(&mut self, generated: &Generated) -> Result<()> {
+        self.norm.observe(&generated.statistics)
+    }
+
+    /// Scores of features, which count by direction and length: `kappa * features * prototypes^T`. The temperature is in
+    /// them: the loss takes 1.  features: [rows, out], prototypes: [words, out] -> [rows, words]
+    ///
+    /// # Errors
+    /// Another width or dtype.
+    pub fn logits(&self, features: &Tensor, prototypes: &Tensor) -> Result<Tensor> {
+        linear(&(features * self.kappa()?)?, prototypes, None)
+    }
+
+    /// Inverse temperature of the scores.
+    ///
+    /// # Errors
+    /// A failing copy.
+    pub fn kappa(&self) -> Result<f64> {
+        self.scale.to_dtype(DType::F64)?.to_vec1::<f64>()?.first().copied().ok_or_else(|| Error::State("scale".into()))
+    }
+}
+
+impl NormOverWords {
+    fn new(scope: &mut Scope<'_>, dim: usize) -> Result<Self> {
+        Ok(Self {
+            weight: scope.trained("weight", &[dim], &Init::Constant(1.0), Factors::NO_DECAY)?,
+            bias: scope.trained("bias", &[dim], &Init::Constant(0.0), Factors::NO_DECAY)?,
+            mean: scope.constant("running_mean", &[dim], &Init::Constant(0.0))?,
+            variance: scope.constant("running_var", &[dim], &Init::Constant(1.0))?,
+            batches: scope.count("num_batches_tracked", &[])?,
+        })
+    }
+
+    /// [words, dim] -> [words, dim], and its statistics
+    fn forward(&self, x: &Tensor) -> Result<BatchNorm> {
+        batch_norm(x, Some(&self.weight), Some(&self.bias), BATCH_NORM_EPS)
+    }
+
+    fn observe(&self, of: &BatchNorm) -> Result<()> {
+        for (running, now) in [(&self.mean, &of.mean), (&self.variance, &of.variance)] {
+            assign(running, &((running * (1.0 - MOMENTUM))? + (now * MOMENTUM)?)?)?;
+        }
+        assign(&self.batches, &(&self.batches + 1.0)?)
+    }
+}
+
+/// `max(x, 0)`, by a product: candle's own turns NaN into 0.
+fn relu(x: &Tensor) -> Result<Tensor> {
+    let above = x.detach().gt(0.0)?.to_dtype(x.dtype())?;
+    Ok((x * above)?)
+}
