@@ -162,29 +162,3 @@ fn golden_moca_decoder() {
         assert!(ids.iter().map(|id| i64::from(*id)).eq(expected));
     }
 }
-
-#[test]
-fn golden_moca_last_layer_decoder() {
-    let set = set("moca");
-    let files = ["state0", "step1_record", "variants", "step1_inputs"].map(|file| set.tensors(file));
-    let ([Some(state), Some(record), Some(variants), Some(inputs)], Some(config)) = (files, set.config()) else {
-        return;
-    };
-    let model = &config["model"];
-    let own = part(&variants, "last_layer_decoder/", &[""]);
-    let own: Tensors = own.into_iter().collect();
-    // The variant is that of step 1 without the teacher's move, so the student's tokens are those where masks agree.
-    let same_masks = own["r1.ids_shuffle"].eq(&inputs["r1.ids_shuffle"]).unwrap();
-    let agree = same_masks.flatten_all().unwrap().to_vec1::<u8>().unwrap().iter().all(|same| *same == 1);
-    if !agree {
-        return;
-    }
-    let decoder = decoder(model, &state, "");
-    for (i, round) in rounds(model, &config["masking"], &own).iter().enumerate() {
-        let tokens = &record[&format!("r{}.student_last_tokens", i + 1)];
-        let visible = tokens.narrow(1, 1, tokens.dims()[1] - 1).unwrap();
-        let leading = &own[&format!("r{}.global_embedding", i + 1)];
-        let got = decoder.forward(leading, &visible, round).unwrap();
-        assert_close("last layer", &got, &own[&format!("r{}.decoder_features", i + 1)], ACTIVATIONS);
-    }
-}

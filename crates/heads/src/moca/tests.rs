@@ -175,6 +175,25 @@ fn what_is_hidden_from_the_decoder_does_not_count() {
 }
 
 #[test]
+fn a_decoder_of_the_last_layer_is_a_condenser_and_a_plain_one_has_no_first_norm() {
+    let say = |input| {
+        let (store, decoder) = decoder(input, DType::F64);
+        let [leading, visible] = inputs();
+        let moved = (&visible + 2.0).unwrap(); // A layer norm takes this off.
+        let say = |visible| decoder.forward(&leading, visible, &round()).unwrap().to_vec2::<f64>().unwrap();
+        (store.get("norm_cls_pt.weight").is_some(), say(&visible), say(&moved))
+    };
+    let (condenser, last) = (say(DecoderInput::Condenser), say(DecoderInput::LastLayer));
+    assert!(condenser.0 && last.0 && condenser.1 == last.1);
+    let apart = |a: &[Vec<f64>], b: &[Vec<f64>]| {
+        a.concat().iter().zip(b.concat()).fold(0.0_f64, |most, (a, b)| most.max((a - b).abs()))
+    };
+    assert!(apart(&condenser.1, &condenser.2) < 1e-9);
+    let plain = say(DecoderInput::Plain);
+    assert!(!plain.0 && apart(&plain.1, &plain.2) > 1e-3);
+}
+
+#[test]
 fn names_decay_and_first_values() {
     let (mut store, decoder_settings) =
         (store(DType::F32), DecoderConfig { dim: 8, depth: 1, heads: 2, ..DecoderConfig::default() });
