@@ -6,8 +6,8 @@
 //! [`OnlineCodebook`] holds words that are teacher tokens of earlier steps, and assigns patches softly to them. Source:
 //! MOCA, online codebook and teacher assignments.
 //!
-//! Invariants: features and assignments carry no gradient; in the clustering position leads and the batch is the sample axis; with the
-//! positionwise form the scores of one chunk of positions exist at a time.
+//! Invariants: features and assignments carry no gradient; in the clustering position leads and the batch is the sample
+//! axis; with the positionwise form the scores of one chunk of positions exist at a time.
 //! Not here: the teacher network (`methods`), Sinkhorn's iteration itself (`kernels`), optimizers.
 
 mod clustering;
