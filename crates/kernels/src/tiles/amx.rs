@@ -4,11 +4,13 @@
 
 #![allow(unsafe_code)]
 
-use super::lanes::{DEPTH, Job, Kernel, Lanes, Line, Operands, PAIRS, ROW_LINES, Tile, WIDTH};
+use super::lanes::{DEPTH, Job, Kernel, Lanes, Line, Operands, PAIRS, Tile, WIDTH};
+use super::matrix::Matrix;
+use super::pack;
+use std::ops::Range;
 
-/// Bytes from one row of a tile of A to the next, and of B.
-const A_STRIDE: usize = ROW_LINES * size_of::<Line>();
-const B_STRIDE: usize = 2 * size_of::<Line>();
+/// Bytes from one row of a tile of A or B to the next.
+const LINE: usize = size_of::<Line>();
 
 /// The tile registers of this thread, named by number.
 pub(super) trait Unit: Copy + Send + Sync {
@@ -80,6 +82,12 @@ impl<U: Unit> Drop for Session<U> {
 
 impl<L: Lanes, U: Unit> Kernel for Tiled<L, U> {
     const ROWS: usize = 2 * PAIRS;
+    const GROUP: usize = PAIRS;
+
+    #[inline(always)]
+    fn pack<const P: usize>(self, a: Matrix<'_>, rows: Range<usize>, block: &Range<usize>, to: &mut [Line]) {
+        pack::rows::<Self, P, PAIRS>(self, a, rows, block, to);
+    }
 
     #[inline(always)]
     fn session(self, job: impl Job) {
@@ -91,9 +99,9 @@ impl<L: Lanes, U: Unit> Kernel for Tiled<L, U> {
     #[inline(always)]
     fn tile(self, operands: Operands<'_>, mut c: Tile<'_>) {
         // Whole tiles are read: rows that C lacks are multiplied too, and left behind.
-        operands.check(Self::ROWS);
+        operands.check(2, PAIRS);
         if (c.rows(), c.columns()) == (Self::ROWS, WIDTH) {
-            let (start, stride, add) = (c.row(0).as_mut_ptr(), c.stride(), c.add);
+            let (start, stride, add) = (c.at(0), c.stride(), c.add);
             // SAFETY: `check` passed; C has 32 rows of 32 columns.
             return unsafe { self.square(&operands, start, stride, add) };
         }
@@ -104,7 +112,7 @@ impl<L: Lanes, U: Unit> Kernel for Tiled<L, U> {
         }
         // SAFETY: `check` passed; `whole` has 32 rows of 32 columns.
         unsafe { self.square(&operands, whole.0.as_mut_ptr().cast(), WIDTH, add) };
-        (0..c.rows()).for_each(|row| c.row(row).copy_from_slice(&whole.0[row][..columns]));
+        (0..c.rows()).for_each(|row| c.write(row, 0, &whole.0[row][..columns]));
     }
 }
 
@@ -114,7 +122,7 @@ struct Whole([[f32; WIDTH]; 2 * PAIRS]);
 
 impl<L: Lanes, U: Unit> Tiled<L, U> {
     /// # Safety
-    /// `operands.check(32)` passed, and 32 floats can be read and written at `c + r * stride` for r below 32.
+    /// `operands.check(2, PAIRS)` passed, and 32 floats can be read and written at `c + r * stride` for r below 32.
     #[inline(always)]
     unsafe fn square(self, operands: &Operands<'_>, c: *mut f32, stride: usize, add: bool) {
         let (unit, bytes) = (self.unit, stride * size_of::<f32>());
@@ -133,22 +141,23 @@ impl<L: Lanes, U: Unit> Tiled<L, U> {
             unit.zero::<2>();
             unit.zero::<3>();
         }
-        for &(a_part, b_part) in operands.terms {
-            let a = &operands.a[a_part * operands.lines..];
-            let b = &operands.b[b_part * operands.lines * DEPTH..];
-            for line in 0..operands.lines {
-                let (a, b) = (a.as_ptr().wrapping_add(line), b.as_ptr().wrapping_add(line * DEPTH));
-                // SAFETY: `check` found 32 rows of A with this line, and 32 lines of B for it.
+        for line in 0..operands.lines {
+            let (mut left, mut right) = (usize::MAX, usize::MAX);
+            for &(a, b) in operands.split.terms() {
+                // SAFETY: `check` found two groups of A and a panel of B, with this line in each part.
                 unsafe {
-                    unit.load::<4>(a.cast(), A_STRIDE);
-                    unit.load::<6>(b.cast(), B_STRIDE);
-                    unit.multiply::<0, 4, 6>();
-                    unit.load::<7>(b.wrapping_add(1).cast(), B_STRIDE);
-                    unit.multiply::<1, 4, 7>();
-                    unit.load::<5>(a.wrapping_add(PAIRS * ROW_LINES).cast(), A_STRIDE);
-                    unit.multiply::<2, 5, 6>();
-                    unit.multiply::<3, 5, 7>();
+                    if left != a {
+                        self.left(operands, a, line);
+                    }
+                    if right != b {
+                        self.right(operands, b, line);
+                    }
                 }
+                (left, right) = (a, b);
+                unit.multiply::<0, 4, 6>();
+                unit.multiply::<1, 4, 7>();
+                unit.multiply::<2, 5, 6>();
+                unit.multiply::<3, 5, 7>();
             }
         }
         // SAFETY: as for the loads.
@@ -157,6 +166,34 @@ impl<L: Lanes, U: Unit> Tiled<L, U> {
             unit.store::<1>(corner(0, 1), bytes);
             unit.store::<2>(corner(1, 0), bytes);
             unit.store::<3>(corner(1, 1), bytes);
+        }
+    }
+    /// Tiles 4 and 5: this line of 32 rows of A.
+    ///
+    /// # Safety
+    /// `operands.check(2, PAIRS)` passed; the part and the line are among those of the operands.
+    #[inline(always)]
+    unsafe fn left(self, operands: &Operands<'_>, part: usize, line: usize) {
+        let first = operands.a.as_ptr().wrapping_add((part * operands.lines + line) * PAIRS);
+        let second = first.wrapping_add(operands.group(PAIRS));
+        // SAFETY: the contract's.
+        unsafe {
+            self.unit.load::<4>(first.cast(), LINE);
+            self.unit.load::<5>(second.cast(), LINE);
+        }
+    }
+
+    /// Tiles 6 and 7: the pairs of this line, of 32 columns of B.
+    ///
+    /// # Safety
+    /// As for [`Self::left`].
+    #[inline(always)]
+    unsafe fn right(self, operands: &Operands<'_>, part: usize, line: usize) {
+        let first = operands.b.as_ptr().wrapping_add((part * operands.lines + line) * DEPTH);
+        // SAFETY: the contract's.
+        unsafe {
+            self.unit.load::<6>(first.cast(), LINE);
+            self.unit.load::<7>(first.wrapping_add(PAIRS).cast(), LINE);
         }
     }
 }

@@ -2,10 +2,13 @@
 
 #![allow(unsafe_code)]
 
-use super::lanes::{DEPTH, Job, Kernel, Lanes, Line, Operands, PAIRS, ROW_LINES, Tile};
+use super::lanes::{DEPTH, Job, Kernel, Lanes, Line, Operands, PAIRS, Tile};
+use super::matrix::Matrix;
+use super::pack;
 use super::path::Path;
 use std::arch::x86_64::*;
 use std::mem::transmute;
+use std::ops::Range;
 
 /// Proof that the processor has AVX-512 (F, BW, VL) and its bf16 instructions: every SAFETY note below means this.
 #[derive(Clone, Copy)]
@@ -116,13 +119,22 @@ fn mask(len: usize) -> u16 {
     ((1_u32 << len.min(PAIRS)) - 1) as u16
 }
 
+/// Rows of a tile, and of a group of packed A.
+const GROUP: usize = 12;
+
 impl Kernel for Avx512 {
     /// 24 sums, two vectors of B and one of A: 27 of the 32 registers.
-    const ROWS: usize = 12;
+    const ROWS: usize = GROUP;
+    const GROUP: usize = GROUP;
+
+    #[inline(always)]
+    fn pack<const P: usize>(self, a: Matrix<'_>, rows: Range<usize>, block: &Range<usize>, to: &mut [Line]) {
+        pack::rows::<Self, P, GROUP>(self, a, rows, block, to);
+    }
 
     #[inline(always)]
     fn tile(self, operands: Operands<'_>, mut c: Tile<'_>) {
-        operands.check(c.rows());
+        operands.check(1, GROUP);
         macro_rules! by_rows {
             ($($rows:literal)*) => {
                 match (c.rows(), c.columns() <= PAIRS) {
@@ -138,24 +150,26 @@ impl Kernel for Avx512 {
 }
 
 /// # Safety
-/// `operands.check(ROWS)` passed and C has `ROWS` rows.
+/// `operands.check(1, GROUP)` passed and C has `ROWS` rows, no more than a group.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn multiply<const ROWS: usize, const HALVES: usize>(operands: &Operands<'_>, c: &mut Tile<'_>) {
     let columns = c.columns();
     let masks: [u16; HALVES] = std::array::from_fn(|half| mask(columns.saturating_sub(half * PAIRS)));
     let mut sum = [[_mm512_setzero_ps(); HALVES]; ROWS];
-    for &(a_part, b_part) in operands.terms {
-        let a = operands.a[a_part * operands.lines..].as_ptr().cast::<i32>();
+    for &(a_part, b_part) in operands.split.terms() {
+        let a = operands.a[a_part * operands.lines * GROUP..].as_ptr().cast::<i32>();
         let b = operands.b[b_part * operands.lines * DEPTH..].as_ptr();
         for pair in 0..operands.pairs {
-            // SAFETY: `check` found 2 * PAIRS lines of B and one of A per PAIRS pairs, in every row of this part.
+            let (line, pair) = (pair / PAIRS, pair % PAIRS);
+            // SAFETY: `check` found 2 * PAIRS lines of B and GROUP of A for each line of this part.
             unsafe {
                 let mut columns = [_mm512_setzero_si512(); HALVES];
                 for (half, columns) in columns.iter_mut().enumerate() {
-                    *columns = transmute::<Line, __m512i>(*b.add(2 * pair + half));
+                    *columns = transmute::<Line, __m512i>(*b.add(line * DEPTH + half * PAIRS + pair));
                 }
+                let a = a.add(line * GROUP * PAIRS + pair);
                 for (row, sum) in sum.iter_mut().enumerate() {
-                    let a = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*a.add(row * ROW_LINES * PAIRS + pair)));
+                    let a = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*a.add(row * PAIRS)));
                     for half in 0..HALVES {
                         sum[half] = _mm512_dpbf16_ps(sum[half], a, transmute::<__m512i, __m512bh>(columns[half]));
                     }
@@ -165,7 +179,7 @@ unsafe fn multiply<const ROWS: usize, const HALVES: usize>(operands: &Operands<'
     }
     let add = c.add;
     for (row, sum) in sum.iter().enumerate() {
-        let c = c.row(row).as_mut_ptr();
+        let c = c.at(row);
         for half in 0..HALVES {
             let c = c.wrapping_add(half * PAIRS);
             // SAFETY: the mask ends where the row does.

@@ -4,10 +4,11 @@
 //! down them for each panel of B (first cache). Blocks depend on the shapes and the path, never on the number of threads,
 //! and no sum is split between tasks.
 
+use super::Split;
 use super::epilogue::Epilogue;
-use super::lanes::{Job, Kernel, Line, Operands, ROW_LINES, Tile, WIDTH};
+use super::lanes::{BLOCK_LINES, Job, Kernel, Line, Operands, Tile, WIDTH};
 use super::matrix::Matrix;
-use super::pack::{self, PackedB};
+use super::pack::PackedB;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
@@ -32,10 +33,22 @@ pub enum Store {
     Add,
 }
 
+/// Who makes the tasks of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hands {
+    /// All threads, where the product is worth it.
+    Many,
+    /// This thread: for products inside a parallel loop.
+    One,
+}
+
 /// C, which tasks write in disjoint rectangles.
-struct Output<'a> {
+pub(super) struct Output<'a> {
     start: *mut f32,
-    columns: usize,
+    /// Elements that may be written.
+    len: usize,
+    /// From row to row.
+    stride: usize,
     owner: std::marker::PhantomData<&'a mut [f32]>,
 }
 
@@ -43,13 +56,24 @@ struct Output<'a> {
 #[allow(unsafe_code)]
 unsafe impl Sync for Output<'_> {}
 
-impl Output<'_> {
+impl<'a> Output<'a> {
+    pub(super) fn new(c: &'a mut [f32], stride: usize) -> Self {
+        Self { start: c.as_mut_ptr(), len: c.len(), stride, owner: std::marker::PhantomData }
+    }
+
+    /// Over memory for `rows` rows of `columns` elements in the empty vector `c`, which a product of [`Store::Write`]
+    /// writes without reading it first; the owner sets the length after that.
+    pub(super) fn spare(c: &'a mut Vec<f32>, (rows, columns): (usize, usize)) -> Self {
+        c.reserve_exact(rows * columns);
+        Self { start: c.as_mut_ptr(), len: rows * columns, stride: columns, owner: std::marker::PhantomData }
+    }
+
     /// # Safety
     /// The rectangle lies inside C, and no other tile that is alive touches it.
     #[allow(unsafe_code)]
     unsafe fn tile(&self, row: usize, column: usize, size: (usize, usize), add: bool) -> Tile<'_> {
         // SAFETY: inside C by contract, so `start` plus this offset is, too.
-        unsafe { Tile::new(self.start.add(row * self.columns + column), self.columns, size, add) }
+        unsafe { Tile::new(self.start.add(row * self.stride + column), self.stride, size, add) }
     }
 }
 
@@ -90,21 +114,22 @@ pub(super) fn product<K: Kernel>(
     kernel: K,
     a: Matrix<'_>,
     b: &PackedB,
-    c: &mut [f32],
+    c: Output<'_>,
     store: Store,
     epilogue: &dyn Epilogue,
+    hands: Hands,
 ) {
     let ((rows, depth), columns) = (a.shape(), b.shape().1);
-    assert_eq!(c.len(), rows * columns);
+    assert!(columns <= c.stride || rows <= 1);
+    assert!(rows * columns == 0 || c.len >= (rows - 1) * c.stride + columns);
     const { assert!(TASK_ROWS.is_multiple_of(K::ROWS)) };
     let work = rows * columns * depth;
     let plan = Plan::new((rows, b.panels()), K::ROWS, work);
-    let c = Output { start: c.as_mut_ptr(), columns, owner: std::marker::PhantomData };
     let run = |i: usize| {
         let (rows, panels) = plan.task(i);
         kernel.session(Task { kernel, a, b, c: &c, rows, panels, store, epilogue });
     };
-    if work < SERIAL_WORK || plan.tasks() < 2 {
+    if hands == Hands::One || work < SERIAL_WORK || plan.tasks() < 2 {
         (0..plan.tasks()).for_each(run);
     } else {
         (0..plan.tasks()).into_par_iter().for_each(run);
@@ -131,15 +156,15 @@ struct Task<'a, K> {
 impl<K: Kernel> Job for Task<'_, K> {
     #[inline(always)]
     fn run(self) {
-        let (parts, depth) = (self.b.split().parts(), self.b.depth());
+        let depth = self.b.depth();
         let mut packed = ROWS.take();
-        packed.resize(packed.len().max(self.rows.len().next_multiple_of(K::ROWS) * ROW_LINES), Line::ZERO);
+        packed.resize(packed.len().max(self.rows.len().next_multiple_of(K::ROWS) * BLOCK_LINES), Line::ZERO);
         if depth.lines() == 0 {
             self.empty_sums();
             self.finish(&self.panels);
         }
         for block in depth.blocks() {
-            pack::rows(self.kernel, self.a, self.rows.clone(), &block, parts, &mut packed);
+            self.pack(&block, &mut packed);
             for first in self.panels.clone().step_by(STRIP_PANELS) {
                 let strip = first..self.panels.end.min(first + STRIP_PANELS);
                 for panel in strip.clone() {
@@ -155,6 +180,16 @@ impl<K: Kernel> Job for Task<'_, K> {
 }
 
 impl<K: Kernel> Task<'_, K> {
+    /// Packs all rows, over one block of the inner dimension.
+    #[inline(always)]
+    fn pack(&self, block: &Range<usize>, to: &mut [Line]) {
+        match self.b.split() {
+            Split::One => K::pack::<1>(self.kernel, self.a, self.rows.clone(), block, to),
+            Split::Two => K::pack::<2>(self.kernel, self.a, self.rows.clone(), block, to),
+            Split::Three => K::pack::<3>(self.kernel, self.a, self.rows.clone(), block, to),
+        }
+    }
+
     /// All rows by one panel, over one block of the inner dimension.
     #[inline(always)]
     fn multiply(&self, packed: &[Line], panel: usize, block: &Range<usize>) {
@@ -166,10 +201,10 @@ impl<K: Kernel> Task<'_, K> {
             b: self.b.block(panel, block),
             lines: block.len(),
             pairs: self.b.depth().values(block).div_ceil(2),
-            terms: self.b.split().terms(),
+            split: self.b.split(),
         };
         for row in self.rows.clone().step_by(K::ROWS) {
-            operands.a = &packed[(row - self.rows.start) * ROW_LINES..];
+            operands.a = &packed[(row - self.rows.start) / K::GROUP * operands.group(K::GROUP)..];
             let size = (K::ROWS.min(self.rows.end - row), columns);
             // SAFETY: inside this task's rectangle of C, which no other task has; gone before the next tile.
             #[allow(unsafe_code)]
@@ -191,7 +226,7 @@ impl<K: Kernel> Task<'_, K> {
     fn empty_sums(&self) {
         if self.store == Store::Write {
             let mut all = self.rectangle(&self.panels);
-            (0..self.rows.len()).for_each(|row| all.row(row).fill(0.0));
+            (0..self.rows.len()).for_each(|row| all.clear(row));
         }
     }
 

@@ -1,7 +1,10 @@
 //! The vocabulary of packing and multiplying: a line of 16 pairs of bf16, and what an instruction set does with it.
 //! Implementations are tokens: a value of one proves that the processor has its instructions.
 
+use super::Split;
+use super::matrix::Matrix;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Pairs in a line.
 pub(super) const PAIRS: usize = 16;
@@ -48,6 +51,11 @@ pub(super) trait Lanes: Copy + Send + Sync {
 pub(super) trait Kernel: Lanes {
     /// Most rows of a tile of C. Its most columns are [`WIDTH`].
     const ROWS: usize;
+    /// Rows of a group of packed A; divides [`Self::ROWS`].
+    const GROUP: usize;
+
+    /// Packs rows of A in groups of [`Self::GROUP`].
+    fn pack<const P: usize>(self, a: Matrix<'_>, rows: Range<usize>, block: &Range<usize>, to: &mut [Line]);
 
     /// Runs the job with everything set up for [`tile`](Self::tile).
     fn session(self, job: impl Job) {
@@ -58,31 +66,37 @@ pub(super) trait Kernel: Lanes {
     fn tile(self, operands: Operands<'_>, c: Tile<'_>);
 }
 
-/// Lines from one row of packed A to the next: 512 values of bf16 and one line more. Rows an odd number of lines apart
-/// spread over all sets of the first cache.
-pub(super) const ROW_LINES: usize = 17;
+/// Most lines of a block of the inner dimension, over all parts: 512 values of bf16.
+pub(super) const BLOCK_LINES: usize = 16;
 
 /// Packed rows and one packed panel, over one block of the inner dimension.
+///
+/// Rows of A lie in groups, as many as a tile register holds, and of a group first the lines with the same place along
+/// the inner dimension, one a row: what is read together is together.
 #[derive(Clone, Copy)]
 pub(super) struct Operands<'a> {
-    /// Rows, [`ROW_LINES`] apart. Part p begins at line `p * lines` of each.
+    /// Groups of [`Kernel::GROUP`] rows, [`Operands::group`] lines each. Part p begins at line `p * lines * GROUP`.
     pub(super) a: &'a [Line],
-    /// Part p begins at line `p * lines * DEPTH`.
+    /// Part p begins at line `p * lines * DEPTH`; of each line of A, pairs of the left columns, then of the right ones.
     pub(super) b: &'a [Line],
-    /// Lines of A per part.
+    /// Lines of A per part and row.
     pub(super) lines: usize,
     /// Pairs of the inner dimension that are not padding.
     pub(super) pairs: usize,
-    /// Which part of A meets which part of B, in order.
-    pub(super) terms: &'a [(usize, usize)],
+    /// How many bf16 stand for one f32, and which part of A meets which part of B, in order.
+    pub(super) split: Split,
 }
 
 impl Operands<'_> {
-    /// Panics unless all that `rows` rows and every term touch is there.
-    pub(super) fn check(&self, rows: usize) {
-        let (a, b) = self.terms.iter().fold((0, 0), |(a, b), term| (a.max(term.0 + 1), b.max(term.1 + 1)));
-        assert!(a * self.lines <= ROW_LINES && self.a.len() >= (rows.max(1) - 1) * ROW_LINES + a * self.lines);
-        assert!(self.b.len() >= b * self.lines * DEPTH);
+    /// Lines from a group of `rows` rows of A to the next.
+    pub(super) fn group(&self, rows: usize) -> usize {
+        self.split.parts() * self.lines * rows
+    }
+
+    /// Panics unless all that `groups` groups of `rows` rows and every term touch is there.
+    pub(super) fn check(&self, groups: usize, rows: usize) {
+        assert!(self.a.len() >= groups * self.group(rows));
+        assert!(self.b.len() >= self.split.parts() * self.lines * DEPTH);
         assert!(self.pairs <= self.lines * PAIRS);
     }
 }
@@ -119,6 +133,33 @@ impl<'a> Tile<'a> {
         self.stride
     }
 
+    /// Writes zeros to a row.
+    pub(super) fn clear(&mut self, row: usize) {
+        assert!(row < self.rows);
+        // SAFETY: the row is inside the rectangle; nothing is read, so it need not be initialised.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::ptr::write_bytes(self.start.add(row * self.stride), 0, self.columns);
+        }
+    }
+
+    /// Copies `values` to a row, from `column` on.
+    pub(super) fn write(&mut self, row: usize, column: usize, values: &[f32]) {
+        assert!(row < self.rows && column <= self.columns && values.len() <= self.columns - column);
+        // SAFETY: as for `clear`; what is borrowed lies elsewhere.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(row * self.stride + column), values.len());
+        }
+    }
+
+    /// Where a row begins, to be written by instructions.
+    pub(super) fn at(&mut self, row: usize) -> *mut f32 {
+        assert!(row < self.rows);
+        self.start.wrapping_add(row * self.stride)
+    }
+
+    /// A row that was written before.
     pub(super) fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows);
         // SAFETY: the row is inside the rectangle, which is ours by the contract of `new`.

@@ -50,6 +50,7 @@ pub use matrix::{Matrix, Refused};
 pub use pack::PackedB;
 pub use path::Path;
 
+use blocks::{Hands, Output};
 use lanes::{Lanes, Line};
 use std::cell::Cell;
 
@@ -73,12 +74,12 @@ impl Split {
         }
     }
 
-    /// Which part of A meets which part of B: small products first.
+    /// Which part of A meets which part of B, in an order in which steps share an operand.
     fn terms(self) -> &'static [(usize, usize)] {
         match self {
             Self::One => &[(0, 0)],
-            Self::Two => &[(1, 0), (0, 1), (0, 0)],
-            Self::Three => &[(2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0)],
+            Self::Two => &[(1, 0), (0, 0), (0, 1)],
+            Self::Three => &[(2, 0), (1, 0), (1, 1), (0, 1), (0, 0), (0, 2)],
         }
     }
 }
@@ -151,8 +152,13 @@ impl Tiles {
     /// Rounds and orders B for many products. For x W^T pack `w.t()`, for dY W pack `w`.
     pub fn pack(self, b: Matrix<'_>) -> PackedB {
         let mut packed = PackedB::empty(self.split);
-        packed.fill(self, b);
+        packed.fill(self, b, Hands::Many);
         packed
+    }
+
+    /// Memory for [`PackedB::refill_here`]; nothing is packed yet.
+    pub(crate) fn room(self) -> PackedB {
+        PackedB::empty(self.split)
     }
 
     /// C = A B or C += A B, with C row-major and without gaps; then the epilogue.
@@ -168,13 +174,47 @@ impl Tiles {
             Right::Packed(b) => self.product_packed(a, b, c, store, epilogue),
             Right::Matrix(b) => {
                 check(a.shape(), b.shape(), c.len())?;
-                let mut packed = PackedB::with_memory(self.split, SPARE.take());
-                packed.fill(self, b);
-                let done = self.product_packed(a, &packed, c, store, epilogue);
-                SPARE.set(packed.into_memory(SPARE_LINES));
-                done
+                self.with_packed(b, |b| self.product_packed(a, b, c, store, epilogue))
             }
         }
+    }
+
+    /// A B as a vector that is written once; then the epilogue.
+    pub(crate) fn product_of<'b>(
+        self,
+        a: Matrix<'_>,
+        b: impl Into<Right<'b>>,
+        epilogue: &dyn Epilogue,
+    ) -> Result<Vec<f32>, Refused> {
+        match b.into() {
+            Right::Packed(b) => self.product_of_packed(a, b, epilogue),
+            Right::Matrix(b) => self.with_packed(b, |b| self.product_of_packed(a, b, epilogue)),
+        }
+    }
+
+    fn product_of_packed(self, a: Matrix<'_>, b: &PackedB, epilogue: &dyn Epilogue) -> Result<Vec<f32>, Refused> {
+        let shape = (a.shape().0, b.shape().1);
+        check(a.shape(), b.shape(), shape.0 * shape.1)?;
+        if b.split() != self.split {
+            return Err(Refused::Packed);
+        }
+        let mut c = Vec::new();
+        self.multiply(a, b, Output::spare(&mut c, shape), Store::Write, epilogue, Hands::Many);
+        // SAFETY: there is room for so many elements, and a product that is written, not added, writes each of them.
+        #[allow(unsafe_code)]
+        unsafe {
+            c.set_len(shape.0 * shape.1);
+        }
+        Ok(c)
+    }
+
+    /// Runs `f` on B, packed into memory that this thread keeps.
+    fn with_packed<R>(self, b: Matrix<'_>, f: impl FnOnce(&PackedB) -> R) -> R {
+        let mut packed = PackedB::with_memory(self.split, SPARE.take());
+        packed.fill(self, b, Hands::Many);
+        let done = f(&packed);
+        SPARE.set(packed.into_memory(SPARE_LINES));
+        done
     }
 
     fn product_packed(
@@ -189,12 +229,35 @@ impl Tiles {
         if b.split() != self.split {
             return Err(Refused::Packed);
         }
-        self.multiply(a, b, c, store, epilogue);
+        self.multiply(a, b, Output::new(c, b.shape().1), store, epilogue, Hands::Many);
         Ok(())
     }
 
-    fn multiply(self, a: Matrix<'_>, b: &PackedB, c: &mut [f32], store: Store, epilogue: &dyn Epilogue) {
-        with_kernel!(self.path, kernel => blocks::product(kernel, a, b, c, store, epilogue))
+    /// C = A B or C += A B on this thread alone, where rows of C are `stride` apart: inside a parallel loop.
+    pub(crate) fn multiply_here(
+        self,
+        a: Matrix<'_>,
+        b: &PackedB,
+        (c, stride): (&mut [f32], usize),
+        store: Store,
+    ) -> Result<(), Refused> {
+        let ((rows, inner), (depth, columns)) = (a.shape(), b.shape());
+        if inner != depth {
+            return Err(Refused::Inner { a: a.shape(), b: b.shape() });
+        }
+        let fits = rows * columns == 0 || (columns <= stride && c.len() >= (rows - 1) * stride + columns);
+        if !fits {
+            return Err(Refused::Output { shape: (rows, columns), len: c.len() });
+        }
+        if b.split() != self.split {
+            return Err(Refused::Packed);
+        }
+        self.multiply(a, b, Output::new(c, stride), store, &Plain, Hands::One);
+        Ok(())
+    }
+
+    fn multiply(self, a: Matrix<'_>, b: &PackedB, c: Output<'_>, store: Store, epilogue: &dyn Epilogue, hands: Hands) {
+        with_kernel!(self.path, kernel => blocks::product(kernel, a, b, c, store, epilogue, hands))
     }
 
     fn pack_panels(self, b: Matrix<'_>, first: usize, to: &mut [Line]) {
@@ -203,8 +266,8 @@ impl Tiles {
     }
 }
 
-/// Packed memory beyond which a thread keeps none for its next product: 16 MiB.
-const SPARE_LINES: usize = 1 << 18;
+/// Packed memory beyond which a thread keeps none for its next product: 32 MiB, a head of 16,384 classes in two parts.
+const SPARE_LINES: usize = 1 << 19;
 
 thread_local! {
     /// Memory for an operand that the product packs itself.

@@ -1,6 +1,7 @@
 //! Operands as bf16 in the order in which tiles read them. The bits are the same on every path.
 
-use super::lanes::{DEPTH, Job, Lanes, Line, PAIRS, ROW_LINES, WIDTH};
+use super::blocks::Hands;
+use super::lanes::{BLOCK_LINES, DEPTH, Job, Lanes, Line, PAIRS, WIDTH};
 use super::matrix::Matrix;
 use super::{Refused, Split, Tiles};
 use rayon::prelude::*;
@@ -22,7 +23,7 @@ pub(super) struct Depth {
 impl Depth {
     pub(super) fn new(len: usize, split: Split) -> Self {
         let lines = len.div_ceil(DEPTH);
-        let most = (ROW_LINES - 1) / split.parts();
+        let most = BLOCK_LINES / split.parts();
         let block = lines.div_ceil(lines.div_ceil(most).max(1));
         Self { len, lines, block }
     }
@@ -78,29 +79,44 @@ impl PackedB {
 
     /// Packs another matrix into the same memory.
     pub fn refill(&mut self, tiles: Tiles, b: Matrix<'_>) -> Result<(), Refused> {
+        self.refill_with(tiles, b, Hands::Many)
+    }
+
+    /// [`PackedB::refill`] on this thread alone: inside a parallel loop.
+    pub(crate) fn refill_here(&mut self, tiles: Tiles, b: Matrix<'_>) -> Result<(), Refused> {
+        self.refill_with(tiles, b, Hands::One)
+    }
+
+    fn refill_with(&mut self, tiles: Tiles, b: Matrix<'_>, hands: Hands) -> Result<(), Refused> {
         if tiles.split() != self.split {
             return Err(Refused::Packed);
         }
-        self.fill(tiles, b);
+        self.fill(tiles, b, hands);
         Ok(())
     }
 
-    pub(super) fn fill(&mut self, tiles: Tiles, b: Matrix<'_>) {
+    pub(super) fn fill(&mut self, tiles: Tiles, b: Matrix<'_>, hands: Hands) {
         (self.rows, self.columns) = b.shape();
         let panel = self.depth().panel(self.split);
-        self.lines.resize(self.panels() * panel, Line::ZERO);
+        let used = self.panels() * panel;
+        // Never shorter, so that memory that is used again is not cleared again: every line in use is written below.
+        if self.lines.len() < used {
+            self.lines.resize(used, Line::ZERO);
+        }
+        let lines = &mut self.lines[..used];
         let task = |(i, lines): (usize, &mut [Line])| tiles.pack_panels(b, i * TASK_PANELS, lines);
         let size = (TASK_PANELS * panel).max(1);
-        if self.rows * self.columns < SERIAL_ELEMENTS {
-            self.lines.chunks_mut(size).enumerate().for_each(task);
+        if hands == Hands::One || self.rows * self.columns < SERIAL_ELEMENTS {
+            lines.chunks_mut(size).enumerate().for_each(task);
         } else {
-            self.lines.par_chunks_mut(size).enumerate().for_each(task);
+            lines.par_chunks_mut(size).enumerate().for_each(task);
         }
     }
 
     #[cfg(test)]
     pub(super) fn same_bits(&self, other: &Self) -> bool {
-        self.shape() == other.shape() && self.split == other.split && self.lines == other.lines
+        let used = self.panels() * self.depth().panel(self.split);
+        self.shape() == other.shape() && self.split == other.split && self.lines[..used] == other.lines[..used]
     }
 
     pub(super) fn split(&self) -> Split {
@@ -135,97 +151,173 @@ pub(super) struct Panels<'a, L> {
 impl<L: Lanes> Job for Panels<'_, L> {
     #[inline(always)]
     fn run(self) {
-        let (depth, parts) = (Depth::new(self.b.shape().0, self.split), self.split.parts());
+        match self.split {
+            Split::One => self.pack::<1>(),
+            Split::Two => self.pack::<2>(),
+            Split::Three => self.pack::<3>(),
+        }
+    }
+}
+
+// Closures are not compiled for the instructions of the job around them, so there are none from here on.
+impl<L: Lanes> Panels<'_, L> {
+    #[inline(always)]
+    fn pack<const P: usize>(self) {
+        let depth = Depth::new(self.b.shape().0, self.split);
         let panel = depth.panel(self.split);
         for block in depth.blocks() {
             for line in block.clone() {
-                for (i, to) in self.to.chunks_exact_mut(panel).enumerate() {
-                    for part in 0..parts {
-                        let at = block.start * DEPTH * parts + (part * block.len() + line - block.start) * DEPTH;
-                        let to = &mut to[at..at + DEPTH];
-                        panel_lines(self.lanes, self.b.t(), (self.first + i) * WIDTH, line * DEPTH, part, to);
-                    }
+                let at =
+                    Place { panel, start: (block.start * P + line - block.start) * DEPTH, part: block.len() * DEPTH };
+                if self.b.has_rows() {
+                    by_rows::<L, P>(self.lanes, self.b, (self.first, line), self.to, at);
+                } else {
+                    by_columns::<L, P>(self.lanes, self.b.t(), (self.first, line), self.to, at);
                 }
             }
         }
     }
 }
 
-/// 16 pairs of a panel: two lines each. `x` is the transpose of B.
+/// Where 16 pairs of the inner dimension lie in every panel.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Lines from a panel to the next.
+    panel: usize,
+    /// The first line, within a panel.
+    start: usize,
+    /// Lines from a part to the next.
+    part: usize,
+}
+
+/// Rows of B are contiguous: two of them are a pair of each column.
 #[inline(always)]
-fn panel_lines<L: Lanes>(lanes: L, x: Matrix<'_>, column: usize, start: usize, part: usize, to: &mut [Line]) {
-    for half in 0..2 {
-        let mut square = square(lanes, x, column + half * PAIRS, start, part);
-        if x.has_rows() {
-            lanes.transpose(&mut square);
-        }
-        for (pair, line) in square.into_iter().enumerate() {
-            to[2 * pair + half] = line;
+fn by_rows<L: Lanes, const P: usize>(
+    lanes: L,
+    b: Matrix<'_>,
+    (panel, line): (usize, usize),
+    to: &mut [Line],
+    at: Place,
+) {
+    let columns = panel * WIDTH..panel * WIDTH + to.len() / at.panel * WIDTH;
+    for pair in 0..PAIRS {
+        let row = line * DEPTH + 2 * pair;
+        let (first, second) = (b.row(row, columns.clone()), b.row(row + 1, columns.clone()));
+        for (i, to) in to.chunks_exact_mut(at.panel).enumerate() {
+            for half in 0..2 {
+                let column = i * WIDTH + half * PAIRS;
+                let first = parts::<L, P>(lanes, load(lanes, first, column));
+                let second = parts::<L, P>(lanes, load(lanes, second, column));
+                for part in 0..P {
+                    to[at.start + part * at.part + half * PAIRS + pair] = lanes.zipped(first[part], second[part]);
+                }
+            }
         }
     }
 }
 
-/// Packs rows of A, over one block of the inner dimension, [`ROW_LINES`] apart.
+/// Columns of B are contiguous: lines of 16 of them are turned. `x` is the transpose of B.
 #[inline(always)]
-pub(super) fn rows<L: Lanes>(
+fn by_columns<L: Lanes, const P: usize>(
+    lanes: L,
+    x: Matrix<'_>,
+    (panel, line): (usize, usize),
+    to: &mut [Line],
+    at: Place,
+) {
+    for (i, to) in to.chunks_exact_mut(at.panel).enumerate() {
+        for half in 0..2 {
+            let mut squares = [[Line::ZERO; PAIRS]; P];
+            for column in 0..PAIRS {
+                let row = (panel + i) * WIDTH + half * PAIRS + column;
+                let lines = along::<L, P>(lanes, x.row(row, line * DEPTH..(line + 1) * DEPTH), 0);
+                for part in 0..P {
+                    squares[part][column] = lines[part];
+                }
+            }
+            for part in 0..P {
+                lanes.transpose(&mut squares[part]);
+                for pair in 0..PAIRS {
+                    to[at.start + part * at.part + half * PAIRS + pair] = squares[part][pair];
+                }
+            }
+        }
+    }
+}
+
+/// Packs rows of A, over one block of the inner dimension, in groups of `G`.
+#[inline(always)]
+pub(super) fn rows<L: Lanes, const P: usize, const G: usize>(
     lanes: L,
     a: Matrix<'_>,
     rows: Range<usize>,
     block: &Range<usize>,
-    parts: usize,
     to: &mut [Line],
 ) {
+    let count = block.len();
     if a.has_rows() {
-        for (row, to) in rows.zip(to.chunks_mut(ROW_LINES)) {
-            for part in 0..parts {
-                for (line, to) in block.clone().zip(&mut to[part * block.len()..]) {
-                    *to = along(lanes, a, row, line * DEPTH, part);
+        for row in rows.clone() {
+            let values = a.row(row, block.start * DEPTH..block.end * DEPTH);
+            let (group, place) = ((row - rows.start) / G, (row - rows.start) % G);
+            let to = &mut to[group * P * count * G..][..P * count * G];
+            for line in 0..count {
+                let lines = along::<L, P>(lanes, values, line * DEPTH);
+                for part in 0..P {
+                    to[(part * count + line) * G + place] = lines[part];
                 }
             }
         }
         return;
     }
-    for line in block.clone() {
+    for line in 0..count {
         for top in rows.clone().step_by(PAIRS) {
-            for part in 0..parts {
-                let mut square = square(lanes, a, top, line * DEPTH, part);
-                lanes.transpose(&mut square);
-                let at = part * block.len() + line - block.start;
-                let to = to[(top - rows.start) * ROW_LINES..].chunks_mut(ROW_LINES);
-                for (to, line) in to.zip(square).take(rows.end - top) {
-                    to[at] = line;
+            let mut squares = [[Line::ZERO; PAIRS]; P];
+            for pair in 0..PAIRS {
+                let column = (block.start + line) * DEPTH + 2 * pair;
+                let first = a.column(column, top..top + PAIRS);
+                let second = a.column(column + 1, top..top + PAIRS);
+                let first = parts::<L, P>(lanes, lanes.load(first));
+                let second = parts::<L, P>(lanes, lanes.load(second));
+                for part in 0..P {
+                    squares[part][pair] = lanes.zipped(first[part], second[part]);
+                }
+            }
+            let some = PAIRS.min(rows.end - top);
+            for part in 0..P {
+                lanes.transpose(&mut squares[part]);
+                for row in 0..some {
+                    let at = top - rows.start + row;
+                    to[(at / G * P * count + part * count + line) * G + at % G] = squares[part][row];
                 }
             }
         }
     }
 }
 
-/// 16 rows from `top`, 16 pairs from column `start`, zeros beyond the edges. If rows are contiguous, a line is a row;
-/// otherwise it is a pair of columns.
+/// 32 values from `start` on, then zeros: a line for each part.
 #[inline(always)]
-fn square<L: Lanes>(lanes: L, x: Matrix<'_>, top: usize, start: usize, part: usize) -> [Line; PAIRS] {
-    let mut square = [Line::ZERO; PAIRS];
-    for (i, line) in square.iter_mut().enumerate() {
-        *line = if x.has_rows() {
-            along(lanes, x, top + i, start, part)
-        } else {
-            let column = |column| shifted(lanes, x.column(column, top..top + PAIRS), part);
-            lanes.zipped(column(start + 2 * i), column(start + 2 * i + 1))
-        };
+fn along<L: Lanes, const P: usize>(lanes: L, values: &[f32], start: usize) -> [Line; P] {
+    let low = parts::<L, P>(lanes, load(lanes, values, start));
+    let high = parts::<L, P>(lanes, load(lanes, values, start + PAIRS));
+    let mut lines = [Line::ZERO; P];
+    for part in 0..P {
+        lines[part] = lanes.in_order(low[part], high[part]);
     }
-    square
+    lines
 }
 
-/// 32 consecutive values of a row.
+/// 16 values from `start` on, then zeros.
 #[inline(always)]
-fn along<L: Lanes>(lanes: L, x: Matrix<'_>, row: usize, start: usize, part: usize) -> Line {
-    let middle = start + PAIRS;
-    let low = shifted(lanes, x.row(row, start..middle), part);
-    lanes.in_order(low, shifted(lanes, x.row(row, middle..middle + PAIRS), part))
+fn load<L: Lanes>(lanes: L, values: &[f32], start: usize) -> L::Vector {
+    lanes.load(&values[start.min(values.len())..])
 }
 
-/// What is left of the values after their first `part` parts.
+/// What is left of the values after none, one, ... of their parts.
 #[inline(always)]
-fn shifted<L: Lanes>(lanes: L, values: &[f32], part: usize) -> L::Vector {
-    (0..part).fold(lanes.load(values), |x, _| lanes.rest(x))
+fn parts<L: Lanes, const P: usize>(lanes: L, x: L::Vector) -> [L::Vector; P] {
+    let mut parts = [x; P];
+    for part in 1..P {
+        parts[part] = lanes.rest(parts[part - 1]);
+    }
+    parts
 }

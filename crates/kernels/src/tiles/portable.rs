@@ -2,7 +2,10 @@
 //!
 //! The product of two bf16 is exact in f32 (unless it leaves f32's range), so a fused and a plain multiply-add agree.
 
-use super::lanes::{Job, Kernel, Lanes, Line, Operands, PAIRS, ROW_LINES, Tile};
+use super::lanes::{DEPTH, Job, Kernel, Lanes, Line, Operands, PAIRS, Tile};
+use super::matrix::Matrix;
+use super::pack;
+use std::ops::Range;
 
 /// With `FUSED`, for processors with AVX2 and fused multiply-add.
 #[derive(Clone, Copy)]
@@ -104,28 +107,29 @@ impl<const FUSED: bool> Lanes for Portable<FUSED> {
     }
 }
 
+/// Rows of a tile, and of a group of packed A.
+const GROUP: usize = 6;
+
 impl<const FUSED: bool> Kernel for Portable<FUSED> {
-    const ROWS: usize = 6;
+    const ROWS: usize = GROUP;
+    const GROUP: usize = GROUP;
+
+    #[inline(always)]
+    fn pack<const P: usize>(self, a: Matrix<'_>, rows: Range<usize>, block: &Range<usize>, to: &mut [Line]) {
+        pack::rows::<Self, P, GROUP>(self, a, rows, block, to);
+    }
 
     #[inline(always)]
     fn tile(self, operands: Operands<'_>, mut c: Tile<'_>) {
-        operands.check(c.rows());
+        operands.check(1, GROUP);
         for half in 0..c.columns().div_ceil(PAIRS) {
             match c.rows() {
-                6 => columns::<6, FUSED>(&operands, half, &mut c),
-                4 => columns::<4, FUSED>(&operands, half, &mut c),
-                rows => (0..rows).for_each(|row| {
-                    let operands = Operands { a: &operands.a[row * ROW_LINES..], ..operands };
-                    columns_at::<1, FUSED>(&operands, half, &mut c, row);
-                }),
+                6 => columns_at::<6, FUSED>(&operands, half, &mut c, 0),
+                4 => columns_at::<4, FUSED>(&operands, half, &mut c, 0),
+                rows => (0..rows).for_each(|row| columns_at::<1, FUSED>(&operands, half, &mut c, row)),
             }
         }
     }
-}
-
-#[inline(always)]
-fn columns<const ROWS: usize, const FUSED: bool>(operands: &Operands<'_>, half: usize, c: &mut Tile<'_>) {
-    columns_at::<ROWS, FUSED>(operands, half, c, 0);
 }
 
 /// `ROWS` rows of C from row `top`, in one half of its columns.
@@ -138,20 +142,24 @@ fn columns_at<const ROWS: usize, const FUSED: bool>(
 ) {
     let (start, end) = (half * PAIRS, c.columns().min((half + 1) * PAIRS));
     let mut sum = [[0.0_f32; PAIRS]; ROWS];
-    for (a_part, b_part) in operands.terms {
-        let a = &operands.a[a_part * operands.lines..];
-        let b = &operands.b[b_part * operands.lines * 2 * PAIRS..];
+    for (a_part, b_part) in operands.split.terms() {
+        let a = &operands.a[a_part * operands.lines * GROUP + top..];
+        let b = &operands.b[b_part * operands.lines * DEPTH..];
         for pair in 0..operands.pairs {
-            let line = &b[2 * pair + half].0;
+            let line = &b[pair / PAIRS * DEPTH + half * PAIRS + pair % PAIRS].0;
             // Second, then first: the order that the definition of `vdpbf16ps` gives.
-            multiply::<ROWS, FUSED>(&mut sum, line, second, |row| a[row * ROW_LINES + pair / PAIRS].0[pair % PAIRS]);
-            multiply::<ROWS, FUSED>(&mut sum, line, first, |row| a[row * ROW_LINES + pair / PAIRS].0[pair % PAIRS]);
+            multiply::<ROWS, FUSED>(&mut sum, line, second, |row| a[pair / PAIRS * GROUP + row].0[pair % PAIRS]);
+            multiply::<ROWS, FUSED>(&mut sum, line, first, |row| a[pair / PAIRS * GROUP + row].0[pair % PAIRS]);
         }
     }
     let add = c.add;
     for (row, sum) in sum.iter().enumerate() {
-        for (c, sum) in c.row(top + row)[start..end].iter_mut().zip(sum) {
-            *c = if add { *c + sum } else { *sum };
+        if add {
+            for (c, sum) in c.row(top + row)[start..end].iter_mut().zip(sum) {
+                *c += sum;
+            }
+        } else {
+            c.write(top + row, start, &sum[..end - start]);
         }
     }
 }

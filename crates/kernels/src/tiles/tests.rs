@@ -34,10 +34,18 @@ fn multiply(
     let scalar = Tiles::new(Path::Scalar, split).unwrap();
     match machine {
         Machine::Path(path) => Tiles::new(path, split).unwrap().product(a, b, c, store, epilogue).unwrap(),
-        Machine::Baseline => blocks::product(Portable::ANY, a, &scalar.pack(b), c, store, epilogue),
+        Machine::Baseline => blocks::product(
+            Portable::ANY,
+            a,
+            &scalar.pack(b),
+            Output::new(c, b.shape().1),
+            store,
+            epilogue,
+            Hands::Many,
+        ),
         Machine::Arrays => {
             let kernel = Tiled::new(Portable::ANY, Emulated);
-            blocks::product(kernel, a, &scalar.pack(b), c, store, epilogue);
+            blocks::product(kernel, a, &scalar.pack(b), Output::new(c, b.shape().1), store, epilogue, Hands::Many);
         }
     }
 }
