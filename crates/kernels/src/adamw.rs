@@ -218,7 +218,7 @@ vectorised! {
 }
 
 /// Runs `f` on the elements of a contiguous CPU tensor, which is locked for writing meanwhile.
-fn writing<T: Real>(tensor: &Tensor, f: impl FnOnce(&mut [T]) -> Result<()>) -> Result<()> {
+pub(crate) fn writing<T: Real>(tensor: &Tensor, f: impl FnOnce(&mut [T]) -> Result<()>) -> Result<()> {
     let op = Writing { f: RefCell::new(Some(f)), result: RefCell::new(Ok(())), element: std::marker::PhantomData };
     tensor.inplace_op1(&op)?;
     op.result.into_inner()

@@ -3,7 +3,7 @@
 use crate::cpu::{self, Real, SharedRows, Values, by_dtype};
 use crate::heads::{Rows, Scratch, Sizes, backward, forward};
 use crate::visibility::{Seen, Sight, Visibility};
-use crate::{Error, Result, input, reference};
+use crate::{Error, Result, input, precision, reference};
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 use std::sync::OnceLock;
 
@@ -154,17 +154,18 @@ pub(crate) fn forward_along<T: Real>(
     sight: Option<&Sight>,
 ) -> (Vec<T>, Vec<T>) {
     let Sizes { batch, nq, heads, .. } = sizes;
-    let mut out = vec![T::zero(); batch * nq * sizes.dim()];
-    let mut log_sums = vec![T::zero(); batch * heads * nq];
+    let (out_len, log_len) = (batch * nq * sizes.dim(), batch * heads * nq);
     if inputs.iter().any(|input| input.is_empty()) {
-        return (out, log_sums);
+        return (vec![T::zero(); out_len], vec![T::zero(); log_len]);
     }
-    let (out_rows, log_rows) = (SharedRows::new(&mut out), SharedRows::new(&mut log_sums));
-    let scratch = || Scratch::forward(sizes);
+    let (mut out, mut log_sums) = (Vec::new(), Vec::new());
+    let (out_rows, log_rows) = (SharedRows::spare(&mut out, out_len), SharedRows::spare(&mut log_sums, log_len));
+    let tiles = precision::tiles_for::<T>();
+    let scratch = || Scratch::forward(sizes, tiles);
     cpu::for_each_index(batch * heads, sizes.work(), scratch, |scratch, index| {
         let q = q_lane.head(inputs[0], sizes, index);
         let (k, v) = (k_lane.head(inputs[1], sizes, index), v_lane.head(inputs[2], sizes, index));
-        forward(scratch, sizes, q, k, v, seen(sight, sizes, index));
+        forward(scratch, sizes, [q, k, v], seen(sight, sizes, index));
         Lane::whole(sizes, nq).store(&out_rows, sizes, index, &scratch.out, scratch.row);
         // SAFETY: each index has its own row of log-sums.
         #[allow(unsafe_code)]
@@ -172,6 +173,12 @@ pub(crate) fn forward_along<T: Real>(
             log_rows.write(index * nq, &scratch.log_sums);
         }
     });
+    // SAFETY: every head of every image has written its channels of its tokens, which are all there are.
+    #[allow(unsafe_code)]
+    unsafe {
+        out.set_len(out_len);
+        log_sums.set_len(log_len);
+    }
     (out, log_sums)
 }
 
@@ -183,10 +190,21 @@ pub(crate) fn all_backward<T: Real>(
     sizes: Sizes,
     sight: Option<&Sight>,
 ) -> [Vec<T>; 3] {
-    let mut gradients = inputs.map(|input| vec![T::zero(); input.len()]);
+    if inputs.iter().any(|input| input.is_empty()) {
+        return inputs.map(|input| vec![T::zero(); input.len()]);
+    }
+    let mut gradients = [Vec::new(), Vec::new(), Vec::new()];
     let [dq, dk, dv] = &mut gradients;
-    let into = [&SharedRows::new(dq), &SharedRows::new(dk), &SharedRows::new(dv)];
+    let [q, k, v] = inputs.map(<[T]>::len);
+    let into = [&SharedRows::spare(dq, q), &SharedRows::spare(dk, k), &SharedRows::spare(dv, v)];
     backward_along(inputs, Lane::apart(sizes), into, (gradient, log_sums), sizes, sight);
+    for (gradient, len) in gradients.iter_mut().zip([q, k, v]) {
+        // SAFETY: every head of every image has written its channels of its tokens, which are all there are.
+        #[allow(unsafe_code)]
+        unsafe {
+            gradient.set_len(len);
+        }
+    }
     gradients
 }
 
@@ -204,12 +222,13 @@ pub(crate) fn backward_along<T: Real>(
     if inputs.iter().any(|input| input.is_empty()) {
         return;
     }
-    let scratch = || Scratch::backward(sizes);
+    let tiles = precision::tiles_for::<T>();
+    let scratch = || Scratch::backward(sizes, tiles);
     cpu::for_each_index(batch * heads, 3 * sizes.work(), scratch, |scratch, index| {
         let q = q_lane.head(inputs[0], sizes, index);
         let (k, v) = (k_lane.head(inputs[1], sizes, index), v_lane.head(inputs[2], sizes, index));
-        let (outward, log_sums) = (Lane::whole(sizes, nq).head(given.0, sizes, index), &given.1[index * nq..][..nq]);
-        backward(scratch, sizes, q, k, v, outward, log_sums, seen(sight, sizes, index));
+        let given = (Lane::whole(sizes, nq).head(given.0, sizes, index), &given.1[index * nq..][..nq]);
+        backward(scratch, sizes, [q, k, v], given, seen(sight, sizes, index));
         q_lane.store(dq, sizes, index, &scratch.out, scratch.row);
         k_lane.store(dk, sizes, index, &scratch.keys_gradient, scratch.row);
         v_lane.store(dv, sizes, index, &scratch.values_gradient, scratch.row);

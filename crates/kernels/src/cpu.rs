@@ -122,8 +122,42 @@ pub(crate) fn fill_chunks<T: Real>(
     work: usize,
     fill: impl Fn(usize, &mut [T]) + Sync,
 ) -> Vec<T> {
-    let mut out = vec![T::zero(); len];
-    for_chunks(&mut out, chunk, work, fill);
+    let (mut out, chunk) = (Vec::new(), chunk.max(1));
+    let shared = SharedRows::spare(&mut out, len);
+    for_each(len.div_ceil(chunk), work, &|i| {
+        // SAFETY: no two calls get the same index; the chunk is written before it is lent. Its own thread does that, for a
+        // pass of zeros over all of it takes as long as many an operator.
+        #[allow(unsafe_code)]
+        fill(i, unsafe {
+            shared.clear_chunk(i, chunk);
+            shared.chunk(i, chunk)
+        });
+    });
+    // SAFETY: the chunks cover all `len` elements.
+    #[allow(unsafe_code)]
+    unsafe {
+        out.set_len(len);
+    }
+    out
+}
+
+/// A copy, made by all threads.
+pub(crate) fn copied<T: Real>(values: &[T]) -> Vec<T> {
+    let mut out = Vec::new();
+    let shared = SharedRows::spare(&mut out, values.len());
+    for_each(values.len().div_ceil(ELEMENTS), values.len(), &|i| {
+        let chunk = &values[i * ELEMENTS..values.len().min((i + 1) * ELEMENTS)];
+        // SAFETY: no two calls get the same chunk.
+        #[allow(unsafe_code)]
+        unsafe {
+            shared.write(i * ELEMENTS, chunk);
+        }
+    });
+    // SAFETY: the chunks cover all elements.
+    #[allow(unsafe_code)]
+    unsafe {
+        out.set_len(values.len());
+    }
     out
 }
 
@@ -469,6 +503,17 @@ impl<'a, T: WithDType> SharedRows<'a, T> {
         let start = (index * size).min(self.len);
         // SAFETY: the caller's promise.
         unsafe { self.range(start, size.min(self.len - start)) }
+    }
+
+    /// Writes zeros to chunk `index` of `size` elements.
+    ///
+    /// # Safety
+    /// No other thread touches the chunk meanwhile.
+    #[allow(unsafe_code)]
+    unsafe fn clear_chunk(&self, index: usize, size: usize) {
+        let start = (index * size).min(self.len);
+        // SAFETY: inside the memory, nobody else's by the caller's promise; all bits zero is 0.0 of both element types.
+        unsafe { std::ptr::write_bytes(self.start.add(start), 0, size.min(self.len - start)) };
     }
 
     /// The elements `start..start + len`.

@@ -18,6 +18,16 @@ use std::sync::OnceLock;
 /// f64.
 pub fn soft_cross_entropy(logits: &Tensor, targets: &Tensor, temperature: f64) -> Result<Tensor> {
     let op = "soft_cross_entropy";
+    let (rows, k) = check(op, logits, targets, temperature)?;
+    if !cpu::on_cpu(logits) {
+        return reference::soft_cross_entropy(logits, targets, temperature);
+    }
+    let targets = targets.detach().contiguous()?;
+    let op = SoftCrossEntropy { targets, rows, k, temperature, stats: OnceLock::new() };
+    Ok(logits.contiguous()?.apply_op1(op)?)
+}
+
+fn check(op: &'static str, logits: &Tensor, targets: &Tensor, temperature: f64) -> Result<(usize, usize)> {
     input::same_float(op, logits, targets)?;
     let &[rows, k] = logits.dims() else { return Err(Error::shape(op, "logits [rows, k]", logits.dims())) };
     if rows == 0 || k == 0 {
@@ -25,12 +35,67 @@ pub fn soft_cross_entropy(logits: &Tensor, targets: &Tensor, temperature: f64) -
     }
     input::shape(op, "targets", targets, logits.dims())?;
     input::positive(op, "temperature", temperature)?;
-    if !cpu::on_cpu(logits) {
-        return reference::soft_cross_entropy(logits, targets, temperature);
+    Ok((rows, k))
+}
+
+/// [`soft_cross_entropy`] and `scale` times its gradient, without a graph: for scores that exist part by part, whose
+/// gradient goes to [`Gradients::add_linear`](crate::Gradients::add_linear). -> loss, [rows, k]
+///
+/// # Errors
+/// As [`soft_cross_entropy`].
+pub fn soft_cross_entropy_gradient(
+    logits: &Tensor,
+    targets: &Tensor,
+    temperature: f64,
+    scale: f64,
+) -> Result<(f64, Tensor)> {
+    let op = "soft_cross_entropy_gradient";
+    let (rows, k) = check(op, logits, targets, temperature)?;
+    let (logits, targets) = (logits.detach().contiguous()?, targets.detach().contiguous()?);
+    if !cpu::on_cpu(&logits) {
+        let loss = reference::soft_cross_entropy(&logits, &targets, temperature)?;
+        let shares = targets.sum_keepdim(1)?; // [rows, 1]
+        let probabilities = reference::softmax(&(logits / temperature)?)?.broadcast_mul(&shares)?;
+        let gradient = ((probabilities - targets)? * (scale / (temperature * rows as f64)))?;
+        return Ok((loss.to_dtype(candle_core::DType::F64)?.to_scalar()?, gradient));
     }
-    let targets = targets.detach().contiguous()?;
-    let op = SoftCrossEntropy { targets, rows, k, temperature, stats: OnceLock::new() };
-    Ok(logits.contiguous()?.apply_op1(op)?)
+    by_dtype!(op, logits.dtype(), T => {
+        let (values, targets) = (Values::<T>::of(&logits)?, Values::<T>::of(&targets)?);
+        let stats = all_losses::<T>(&values, &targets, k, temperature);
+        let scale = scale / (temperature * rows as f64);
+        let gradient = all_gradients::<T>(&values, &targets, k, temperature, scale, &stats);
+        Ok((mean_loss(&stats), cpu::tensor(gradient, logits.shape())?))
+    })
+}
+
+/// The [`STATS`] of every row.
+fn all_losses<T: Real>(logits: &[T], targets: &[T], k: usize, temperature: f64) -> Vec<f64> {
+    let (rows, group) = (logits.len() / k, cpu::rows_of(k));
+    cpu::fill_chunks(rows * STATS, group * STATS, LOGARITHM * logits.len(), |i, stats: &mut [f64]| {
+        let here = i * group * k..(i * group + stats.len() / STATS) * k;
+        row_losses(&logits[here.clone()], &targets[here], k, T::of(1.0 / temperature), stats);
+    })
+}
+
+fn mean_loss(stats: &[f64]) -> f64 {
+    stats.chunks_exact(STATS).map(|row| row[3]).sum::<f64>() / (stats.len() / STATS) as f64
+}
+
+/// [rows, k]; `scale` multiplies what softmax and targets differ by.
+fn all_gradients<T: Real>(
+    logits: &[T],
+    targets: &[T],
+    k: usize,
+    temperature: f64,
+    scale: f64,
+    stats: &[f64],
+) -> Vec<T> {
+    let group = cpu::rows_of(k);
+    cpu::fill_chunks(logits.len(), group * k, LOGARITHM * logits.len(), |i, dl: &mut [T]| {
+        let here = i * group * k..i * group * k + dl.len();
+        let (l, t, stats) = (&logits[here.clone()], &targets[here], &stats[i * group * STATS..]);
+        gradients(l, t, k, T::of(1.0 / temperature), scale, stats, dl);
+    })
 }
 
 /// Mean over rows of `-sum_k t_k ln t_k`, with `0 ln 0 = 0`, in f64. targets: [.., k].
@@ -117,15 +182,10 @@ impl CustomOp1 for SoftCrossEntropy {
     }
 
     fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (k, group) = (self.k, cpu::rows_of(self.k));
         by_dtype!("soft_cross_entropy", cpu::dtype(logits), T => {
             let (logits, targets) = (cpu::slice::<T>(logits, layout)?, Values::<T>::of(&self.targets)?);
-            let work = LOGARITHM * logits.len();
-            let stats = cpu::fill_chunks(self.rows * STATS, group * STATS, work, |i, stats: &mut [f64]| {
-                let here = i * group * k..(i * group + stats.len() / STATS) * k;
-                row_losses(&logits[here.clone()], &targets[here], k, T::of(1.0 / self.temperature), stats);
-            });
-            let loss = stats.chunks_exact(STATS).map(|row| row[3]).sum::<f64>() / self.rows as f64;
+            let stats = all_losses::<T>(logits, &targets, self.k, self.temperature);
+            let loss = mean_loss(&stats);
             // One instance per call, so the cell is empty.
             let _ = self.stats.set(stats);
             Ok((cpu::storage(vec![T::of(loss)]), Shape::from(())))
@@ -133,16 +193,11 @@ impl CustomOp1 for SoftCrossEntropy {
     }
 
     fn bwd(&self, logits: &Tensor, _loss: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let (k, group) = (self.k, cpu::rows_of(self.k));
         let stats = self.stats.get().map_or(&[][..], Vec::as_slice);
         by_dtype!("soft_cross_entropy", logits.dtype(), T => {
             let scale = g.to_scalar::<T>()?.wide() / (self.temperature * self.rows as f64);
             let (values, targets) = (Values::<T>::of(logits)?, Values::<T>::of(&self.targets)?);
-            let dl = cpu::fill_chunks(values.len(), group * k, LOGARITHM * values.len(), |i, dl: &mut [T]| {
-                let here = i * group * k..i * group * k + dl.len();
-                let (l, t, stats) = (&values[here.clone()], &targets[here], &stats[i * group * STATS..]);
-                gradients(l, t, k, T::of(1.0 / self.temperature), scale, stats, dl);
-            });
+            let dl = all_gradients::<T>(&values, &targets, self.k, self.temperature, scale, stats);
             Ok(Some(cpu::tensor(dl, logits.shape())?))
         })
     }
@@ -150,7 +205,7 @@ impl CustomOp1 for SoftCrossEntropy {
 
 #[cfg(test)]
 mod tests {
-    use super::{mean_row_entropy, soft_cross_entropy};
+    use super::{mean_row_entropy, soft_cross_entropy, soft_cross_entropy_gradient};
     use crate::check::{check_large, check_op_with, output_and_gradients, same, same_for_any_threads, sample};
     use crate::levels::{same_on_all, values};
     use crate::{Error, backward, reference};
@@ -173,6 +228,20 @@ mod tests {
                 )
                 .unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn the_gradient_without_a_graph_is_that_of_the_graph() {
+        for dtype in [DType::F32, DType::F64] {
+            let (logits, targets) = (sample(1, (37, 21)).unwrap(), targets(37, 21).to_dtype(dtype).unwrap());
+            let run = |v: &[Tensor]| soft_cross_entropy(&v[0], &targets, 0.12)? * 0.25;
+            let expected = output_and_gradients(std::slice::from_ref(&logits), dtype, |v| Ok(run(v)?)).unwrap();
+            let logits = logits.to_dtype(dtype).unwrap();
+            let (loss, gradient) = soft_cross_entropy_gradient(&logits, &targets, 0.12, 0.25).unwrap();
+            let whole = expected[0].to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+            assert!((0.25 * loss - whole).abs() < 1e-6 * whole, "{loss} and {whole}");
+            same("gradient", &gradient, &expected[1], crate::check::F32).unwrap();
         }
     }
 

@@ -55,7 +55,7 @@ impl<T: Real> Finishing<'_, T> {
         let kept = SharedRows::spare(&mut before, size);
         // Where images are chosen, the map has a row for these alone, and is added to a copy of all.
         let some = self.onto.as_ref().and_then(|onto| Some((onto, onto.branch.images.as_deref()?)));
-        let mut all = some.map(|(onto, _)| onto.residual.to_vec());
+        let mut all = some.map(|(onto, _)| cpu::copied(onto.residual));
         let target = SharedRows::new(all.as_deref_mut().unwrap_or_default());
         let finish = |row: usize, column: usize, c: &mut [T]| {
             if let Some(bias) = self.bias {

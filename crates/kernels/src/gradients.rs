@@ -1,16 +1,19 @@
 //! Gradients of one backward pass, by tensor.
 
-use crate::cpu::{self, Matrix, Real};
-use crate::{Error, Result};
+use crate::adamw::writing;
+use crate::cpu::{self, Matrix, Real, Values, by_dtype};
+use crate::{Error, Result, input};
 use candle_core::{CpuStorage, Shape, Tensor, TensorId};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Gradients of trained tensors. A map of our own, so that an operator with hand-written backward can add to it
 /// the gradients of parameters that candle's graph does not route.
 #[derive(Debug, Default)]
 pub struct Gradients {
     by_id: HashMap<TensorId, Tensor>,
+    /// Of which the memory is this map's own.
+    growing: HashSet<TensorId>,
 }
 
 impl Gradients {
@@ -29,6 +32,7 @@ impl Gradients {
             Some(held) => (held + gradient)?,
             None => gradient,
         };
+        self.growing.remove(&id);
         self.by_id.insert(id, sum);
         Ok(())
     }
@@ -39,6 +43,52 @@ impl Gradients {
     /// Shapes or dtypes of two gradients of one tensor differ; others may have been added by then.
     pub fn merge(&mut self, other: Self) -> Result<()> {
         other.by_id.into_iter().try_for_each(|(id, gradient)| self.accumulate(id, gradient))
+    }
+
+    /// Adds what a linear map `y = input w^T + b` hands to its weight and bias when `gradient` is that of `y`. From the
+    /// second time on the gradient of the weight grows in place, so that a map of one part of a batch after the other
+    /// costs no copies; clones of what [`Gradients::get`] gave share that memory.
+    /// weight: `[out, in]`, bias: `[out]`, gradient: `[rows, out]`, input: `[rows, in]`; f32 or f64.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit.
+    pub fn add_linear(
+        &mut self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        gradient: &Tensor,
+        input: &Tensor,
+    ) -> Result<()> {
+        let op = "add_linear";
+        let ((out, inner), (rows, _)) = (weight.dims2()?, gradient.dims2()?);
+        input::same_float(op, weight, gradient)?;
+        input::same_float(op, weight, input)?;
+        input::shape(op, "gradient", gradient, &[rows, out])?;
+        input::shape(op, "input", input, &[rows, inner])?;
+        bias.map_or(Ok(()), |bias| input::shape(op, "bias", bias, &[out]))?;
+        let (gradient, input) = (gradient.detach().contiguous()?, input.detach().contiguous()?);
+        if !cpu::on_cpu(weight) {
+            bias.map_or(Ok(()), |bias| self.accumulate(bias.id(), gradient.sum(0)?))?;
+            return self.accumulate(weight.id(), gradient.t()?.matmul(&input)?);
+        }
+        by_dtype!(op, weight.dtype(), T => {
+            let (gradient, input) = (Values::<T>::of(&gradient)?, Values::<T>::of(&input)?);
+            if let Some(bias) = bias {
+                self.accumulate(bias.id(), cpu::tensor(cpu::column_sums(&gradient, out), out)?)?;
+            }
+            let (left, right) = (Matrix::new(&gradient, rows, out).t(), Matrix::new(&input, rows, inner));
+            match self.by_id.get(&weight.id()).filter(|_| self.growing.contains(&weight.id())) {
+                Some(held) => writing(held, |sum: &mut [T]| {
+                    cpu::add_product(sum, left, right, None);
+                    Ok(())
+                }),
+                None => {
+                    self.accumulate(weight.id(), cpu::tensor(cpu::product(left, right), weight.shape())?)?;
+                    self.growing.insert(weight.id());
+                    Ok(())
+                }
+            }
+        })
     }
 
     /// How many tensors have a gradient.
@@ -68,7 +118,7 @@ pub fn backward(loss: &Tensor) -> Result<Gradients> {
     // candle's store also holds gradients of constants, and of a loss that depends on nothing.
     let variables = loss.sorted_nodes().into_iter().filter(|node| node.is_variable());
     let by_id = variables.filter_map(|node| store.get(node).map(|gradient| (node.id(), gradient.clone()))).collect();
-    let mut gradients = Gradients { by_id };
+    let mut gradients = Gradients { by_id, growing: HashSet::new() };
     for (id, sum) in collecting.finish() {
         gradients.accumulate(id, sum.tensor()?)?;
     }
@@ -125,6 +175,15 @@ impl Drop for Collecting {
 /// # Errors
 /// The pass was not started by [`backward`], or the sum has another dtype.
 pub(crate) fn collect<T: Real>(parameter: &Tensor, add: impl FnOnce(&mut [T])) -> candle_core::Result<()> {
+    collect_with(parameter, |held: Option<Vec<T>>| {
+        let mut sum = held.unwrap_or_else(|| vec![T::zero(); parameter.elem_count()]);
+        add(&mut sum);
+        sum
+    })
+}
+
+/// As [`collect`], with the sum so far, if there is any, made into the new one.
+fn collect_with<T: Real>(parameter: &Tensor, add: impl FnOnce(Option<Vec<T>>) -> Vec<T>) -> candle_core::Result<()> {
     if !parameter.track_op() {
         return Ok(());
     }
@@ -135,11 +194,7 @@ pub(crate) fn collect<T: Real>(parameter: &Tensor, add: impl FnOnce(&mut [T])) -
             "this graph holds fused blocks: call occlude_kernels::backward, not Tensor::backward",
         )
     })?;
-    let mut values = match held {
-        Some(sum) => T::cpu_storage_data(sum.values)?,
-        None => vec![T::zero(); parameter.elem_count()],
-    };
-    add(&mut values);
+    let values = add(held.map(|sum| T::cpu_storage_data(sum.values)).transpose()?);
     let sum = Sum { values: cpu::storage(values), shape: parameter.shape().clone() };
     SUMS.with_borrow_mut(|sums| sums.as_mut().map(|sums| sums.insert(parameter.id(), sum)));
     Ok(())
@@ -158,8 +213,13 @@ pub(crate) fn collect_linear<T: Real>(
 ) -> candle_core::Result<()> {
     let (out, inner) = weight.dims2()?;
     let rows = gradient.len().checked_div(out).unwrap_or(0);
-    collect(weight, |sum: &mut [T]| {
-        cpu::add_product(sum, Matrix::new(gradient, rows, out).t(), Matrix::new(input, rows, inner), None);
+    let (left, right) = (Matrix::new(gradient, rows, out).t(), Matrix::new(input, rows, inner));
+    collect_with(weight, |held| match held {
+        None => cpu::product(left, right),
+        Some(mut sum) => {
+            cpu::add_product(&mut sum, left, right, None);
+            sum
+        }
     })?;
     match bias {
         None => Ok(()),
@@ -185,6 +245,36 @@ mod tests {
         assert_eq!(gradients.get(&variable).unwrap().to_vec1::<f32>().unwrap(), [1.0; 2]);
         assert!(backward(&constant.sum_all().unwrap()).unwrap().is_empty());
         assert!(backward(&constant).is_err());
+    }
+
+    #[test]
+    fn a_map_of_parts_gives_the_gradient_of_the_whole() {
+        let sample = |seed, shape: (usize, usize)| crate::check::sample(seed, shape).unwrap();
+        for dtype in [DType::F32, DType::F64] {
+            let (x, dy) = (sample(1, (70, 9)).to_dtype(dtype).unwrap(), sample(2, (70, 5)).to_dtype(dtype).unwrap());
+            let w = Var::from_tensor(&sample(3, (5, 9)).to_dtype(dtype).unwrap()).unwrap();
+            let b = Var::zeros(5, dtype, &Device::Cpu).unwrap();
+            let y = crate::linear(&x, w.as_tensor(), Some(b.as_tensor())).unwrap();
+            let whole = backward(&(y * &dy).unwrap().sum_all().unwrap()).unwrap();
+            let mut parts = Gradients::default();
+            for (start, count) in [(0, 40), (40, 1), (41, 29)] {
+                let part = |t: &Tensor| t.narrow(0, start, count).unwrap();
+                parts.add_linear(&w, Some(&b), &part(&dy), &part(&x)).unwrap();
+            }
+            for variable in [&w, &b] {
+                let (got, expected) = (parts.get(variable).unwrap(), whole.get(variable).unwrap());
+                crate::check::same("parts", got, expected, crate::check::F32).unwrap();
+            }
+            // A gradient that came from elsewhere is never written to.
+            let other = ones(2 * 9).reshape((2, 9)).unwrap();
+            let v = Var::zeros((2, 9), DType::F32, &Device::Cpu).unwrap();
+            let mut mixed = Gradients::default();
+            mixed.accumulate(v.id(), other.clone()).unwrap();
+            mixed.add_linear(&v, None, &ones(2).reshape((1, 2)).unwrap(), &ones(9).reshape((1, 9)).unwrap()).unwrap();
+            assert_eq!(other.sum_all().unwrap().to_scalar::<f32>().unwrap(), 18.0);
+            assert_eq!(mixed.get(&v).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 36.0);
+            assert!(parts.add_linear(&w, None, &dy, &dy).unwrap_err().to_string().contains("input"));
+        }
     }
 
     #[test]

@@ -3,8 +3,11 @@
 //! Queries go in blocks, so nothing of size nq * nk is held but a table of what is visible, where the caller has one. The
 //! blocks do not depend on the number of threads.
 
+mod tiled;
+
 use crate::cpu::Real;
 use crate::simd::{AVX512, dot, largest, sum_of, vectorised};
+use crate::tiles::Tiles;
 use crate::visibility::{Seen, SeenRow};
 
 /// Rows of scores held at a time.
@@ -47,17 +50,17 @@ impl Sizes {
     }
 }
 
-/// Scratch matrices of one head. Rows of "[.., size]" are padded to a multiple of the tile; padding is never written,
+/// Scratch matrices of one head. `block` is [`BLOCK`], or another number where tiles multiply. Rows of "[.., size]" are padded to a multiple of the tile; padding is never written,
 /// so it stays zero.
 pub(crate) struct Scratch<T> {
-    queries: Vec<T>,  // [BLOCK, size]
+    queries: Vec<T>,  // [block, size]
     keys: Vec<T>,     // [nk, size]
     keys_t: Vec<T>,   // [size, nk]
     values: Vec<T>,   // [nk, size]
     values_t: Vec<T>, // [size, nk]
-    scores: Vec<T>,   // [BLOCK, nk]
-    slopes: Vec<T>,   // [BLOCK, nk]
-    outward: Vec<T>,  // [BLOCK, size], gradient of the output
+    scores: Vec<T>,   // [block, nk]
+    slopes: Vec<T>,   // [block, nk]
+    outward: Vec<T>,  // [block, size], gradient of the output
     /// Output of the forward pass or gradient of the queries, [nq, row].
     pub(crate) out: Vec<T>,
     /// Gradient of the keys, [nk, row].
@@ -68,20 +71,28 @@ pub(crate) struct Scratch<T> {
     pub(crate) log_sums: Vec<T>,
     /// Elements from one row of the three results to the next.
     pub(crate) row: usize,
+    /// Rows of scores held at a time.
+    block: usize,
+    shares: Vec<T>, // [block]
+    /// What multiplies, unless it is native code.
+    packed: Option<tiled::Packed>,
 }
 
 impl<T: Real> Scratch<T> {
-    /// For forward passes.
-    pub(crate) fn forward(sizes: Sizes) -> Self {
+    /// For forward passes, with the products of `tiles`.
+    pub(crate) fn forward(sizes: Sizes, tiles: Option<Tiles>) -> Self {
         let (size, keys) = (sizes.padded_size(), sizes.padded_keys());
         let zeros = |len: usize| vec![T::zero(); len];
+        // What native products read; tiles pack their operands from where they lie.
+        let native = |len: usize| zeros(if tiles.is_none() { len } else { 0 });
+        let block = tiles.map_or(BLOCK, |_| tiled::block(sizes));
         Self {
-            queries: zeros(BLOCK * size),
+            queries: native(BLOCK * size),
             keys: Vec::new(),
-            keys_t: zeros(sizes.size * keys),
-            values: zeros(sizes.nk * size),
+            keys_t: native(sizes.size * keys),
+            values: native(sizes.nk * size),
             values_t: Vec::new(),
-            scores: zeros(BLOCK * keys),
+            scores: zeros(block * keys),
             slopes: Vec::new(),
             outward: Vec::new(),
             out: zeros(sizes.nq * size),
@@ -89,23 +100,28 @@ impl<T: Real> Scratch<T> {
             values_gradient: Vec::new(),
             log_sums: zeros(sizes.nq),
             row: size,
+            block,
+            shares: zeros(block),
+            packed: tiles.map(tiled::Packed::new),
         }
     }
 
-    /// For backward passes.
-    pub(crate) fn backward(sizes: Sizes) -> Self {
+    /// For backward passes, with the products of `tiles`.
+    pub(crate) fn backward(sizes: Sizes, tiles: Option<Tiles>) -> Self {
         let (size, keys) = (sizes.padded_size(), sizes.padded_keys());
         let zeros = |len: usize| vec![T::zero(); len];
+        let native = |len: usize| zeros(if tiles.is_none() { len } else { 0 });
+        let forward = Self::forward(sizes, tiles);
         Self {
-            keys: zeros(sizes.nk * size),
+            keys: native(sizes.nk * size),
             values: Vec::new(),
-            values_t: zeros(sizes.size * keys),
-            slopes: zeros(BLOCK * keys),
-            outward: zeros(BLOCK * size),
+            values_t: native(sizes.size * keys),
+            slopes: zeros(forward.block * keys),
+            outward: native(BLOCK * size),
             keys_gradient: zeros(sizes.nk * size),
             values_gradient: zeros(sizes.nk * size),
             log_sums: Vec::new(),
-            ..Self::forward(sizes)
+            ..forward
         }
     }
 }
@@ -124,9 +140,38 @@ impl<'a, T: Real> Rows<'a, T> {
     }
 }
 
+/// Output and log-sums of one head, into the scratch.
+pub(crate) fn forward<T: Real>(scratch: &mut Scratch<T>, sizes: Sizes, inputs: [Rows<'_, T>; 3], seen: Seen<'_>) {
+    if let Some(mut packed) = scratch.packed.take() {
+        let done = tiled::forward(&mut packed, scratch, sizes, inputs, seen);
+        assert!(done.is_some(), "tiles are chosen for f32 alone");
+        scratch.packed = Some(packed);
+        return;
+    }
+    let [q, k, v] = inputs;
+    native_forward(scratch, sizes, q, k, v, seen);
+}
+
+/// Gradients of one head, into the scratch. `given`: the gradient of the output, and the log-sums, `[nq]`.
+pub(crate) fn backward<T: Real>(
+    scratch: &mut Scratch<T>,
+    sizes: Sizes,
+    inputs: [Rows<'_, T>; 3],
+    given: (Rows<'_, T>, &[T]),
+    seen: Seen<'_>,
+) {
+    if let Some(mut packed) = scratch.packed.take() {
+        let done = tiled::backward(&mut packed, scratch, sizes, inputs, given, seen);
+        assert!(done.is_some(), "tiles are chosen for f32 alone");
+        scratch.packed = Some(packed);
+        return;
+    }
+    let [q, k, v] = inputs;
+    native_backward(scratch, sizes, q, k, v, given.0, given.1, seen);
+}
+
 vectorised! {
-    /// Output and log-sums of one head, into the scratch.
-    pub(crate) fn forward / forward_at<T, ISA>(
+    fn native_forward / native_forward_at<T, ISA>(
         scratch: &mut Scratch<T>, sizes: Sizes, q: Rows<'_, T>, k: Rows<'_, T>, v: Rows<'_, T>, seen: Seen<'_>,
     ) {
         let Sizes { nq, nk, size, .. } = sizes;
@@ -157,8 +202,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Gradients of one head, into the scratch. `gradient`: that of the output; `log_sums`: `[nq]`.
-    pub(crate) fn backward / backward_at<T, ISA>(
+    fn native_backward / native_backward_at<T, ISA>(
         scratch: &mut Scratch<T>, sizes: Sizes, q: Rows<'_, T>, k: Rows<'_, T>, v: Rows<'_, T>,
         gradient: Rows<'_, T>, log_sums: &[T], seen: Seen<'_>,
     ) {
@@ -277,28 +321,52 @@ vectorised! {
     fn multiply_at<T, ISA>(
         out: &mut [T], a: Left<'_, T>, b: &[T], m: usize, k: usize, n: usize, add: bool,
     ) {
-        for j in (0..n).step_by(WIDTH) {
-            let mut i = 0;
-            // As many rows as the registers hold: 32 registers of 16 numbers, or 16 of 8.
-            while ISA == AVX512 && i + 8 <= m {
-                tile::<T, ISA, 8>(out, a, b, (i, j), k, n, add);
-                i += 8;
+        let mut j = 0;
+        // Of 32 registers of 16 f32, 24 hold sums: each number of `b` that is read serves twelve rows, each of `a` two columns.
+        while ISA == AVX512 && size_of::<T>() == 4 && j + 2 * WIDTH <= n {
+            rows_at::<T, ISA, 12, { 2 * WIDTH }>(out, a, b, j, (m, k, n), add);
+            j += 2 * WIDTH;
+        }
+        while j < n {
+            // 8 of 32 registers, or 8 of 16 where two hold 16 numbers.
+            if ISA == AVX512 {
+                rows_at::<T, ISA, 8, WIDTH>(out, a, b, j, (m, k, n), add);
+            } else {
+                rows_at::<T, ISA, 4, WIDTH>(out, a, b, j, (m, k, n), add);
             }
-            while i + 4 <= m {
-                tile::<T, ISA, 4>(out, a, b, (i, j), k, n, add);
-                i += 4;
-            }
-            while i < m {
-                tile::<T, ISA, 1>(out, a, b, (i, j), k, n, add);
-                i += 1;
-            }
+            j += WIDTH;
         }
     }
 }
 
-/// `R` rows by `WIDTH` columns of the product, from row and column `at`.
+/// `W` columns of the product from column `j` on: `R` rows at a time, then four, then one.
 #[inline(always)]
-fn tile<T: Real, const ISA: u8, const R: usize>(
+fn rows_at<T: Real, const ISA: u8, const R: usize, const W: usize>(
+    out: &mut [T],
+    a: Left<'_, T>,
+    b: &[T],
+    j: usize,
+    (m, k, n): (usize, usize, usize),
+    add: bool,
+) {
+    let mut i = 0;
+    while i + R <= m {
+        tile::<T, ISA, R, W>(out, a, b, (i, j), k, n, add);
+        i += R;
+    }
+    while i + 4 <= m {
+        tile::<T, ISA, 4, W>(out, a, b, (i, j), k, n, add);
+        i += 4;
+    }
+    while i < m {
+        tile::<T, ISA, 1, W>(out, a, b, (i, j), k, n, add);
+        i += 1;
+    }
+}
+
+/// `R` rows by `W` columns of the product, from row and column `at`.
+#[inline(always)]
+fn tile<T: Real, const ISA: u8, const R: usize, const W: usize>(
     out: &mut [T],
     a: Left<'_, T>,
     b: &[T],
@@ -308,45 +376,45 @@ fn tile<T: Real, const ISA: u8, const R: usize>(
     add: bool,
 ) {
     let (i, j) = at;
-    let mut sums = [[T::zero(); WIDTH]; R];
+    let mut sums = [[T::zero(); W]; R];
     // Both arms keep index arithmetic and bounds checks out of the innermost loops.
     match a {
         Left::Rows(values, step) => {
             let rows: [&[T]; R] = std::array::from_fn(|r| &values[(i + r) * step..][..k]);
             for p in 0..k {
-                let right = &b[p * n + j..][..WIDTH];
+                let right = &b[p * n + j..][..W];
                 for r in 0..R {
-                    add_scaled::<T, ISA>(&mut sums[r], rows[r][p], right);
+                    add_scaled::<T, ISA, W>(&mut sums[r], rows[r][p], right);
                 }
             }
         }
         Left::Columns(values, step) => {
             for p in 0..k {
-                let (left, right) = (&values[p * step + i..][..R], &b[p * n + j..][..WIDTH]);
+                let (left, right) = (&values[p * step + i..][..R], &b[p * n + j..][..W]);
                 for r in 0..R {
-                    add_scaled::<T, ISA>(&mut sums[r], left[r], right);
+                    add_scaled::<T, ISA, W>(&mut sums[r], left[r], right);
                 }
             }
         }
     }
     for r in 0..R {
-        let out = &mut out[(i + r) * n + j..][..WIDTH];
-        for l in 0..WIDTH {
+        let out = &mut out[(i + r) * n + j..][..W];
+        for l in 0..W {
             out[l] = if add { out[l] + sums[r][l] } else { sums[r][l] };
         }
     }
 }
 
 #[inline(always)]
-fn add_scaled<T: Real, const ISA: u8>(sums: &mut [T; WIDTH], factor: T, row: &[T]) {
-    for l in 0..WIDTH {
+fn add_scaled<T: Real, const ISA: u8, const W: usize>(sums: &mut [T; W], factor: T, row: &[T]) {
+    for l in 0..W {
         sums[l] = T::fused::<ISA>(factor, row[l], sums[l]);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Rows, Scratch, Sizes, backward_at, forward_at};
+    use super::{Rows, Scratch, Sizes, native_backward_at, native_forward_at};
     use crate::levels::{same_on_all, values};
     use crate::visibility::Seen;
 
@@ -359,14 +427,14 @@ mod tests {
         let ranks: Vec<u32> = (0..77).map(|i| i * 3 % 11).collect();
         for seen in [Seen::Pairs(&visible), Seen::Ranks(&ranks, [&ranks[1..30], &[9; 29]])] {
             same_on_all(2e-6, |level| {
-                let mut scratch = Scratch::forward(sizes);
-                forward_at(level, &mut scratch, sizes, q, k, v, seen);
+                let mut scratch = Scratch::forward(sizes, None);
+                native_forward_at(level, &mut scratch, sizes, q, k, v, seen);
                 [scratch.out, scratch.log_sums.into_iter().map(|sum| sum.min(99.0)).collect()].concat()
             });
             let log_sums = vec![3.0; 77];
             same_on_all(2e-6, |level| {
-                let mut scratch = Scratch::backward(sizes);
-                backward_at(level, &mut scratch, sizes, q, k, v, q, &log_sums, seen);
+                let mut scratch = Scratch::backward(sizes, None);
+                native_backward_at(level, &mut scratch, sizes, q, k, v, q, &log_sums, seen);
                 [scratch.out, scratch.keys_gradient, scratch.values_gradient].concat()
             });
         }

@@ -64,7 +64,7 @@ pub use batch_norm::{BatchNorm, batch_norm, batch_norm_with};
 pub use block::{
     Affine, BlockOptions, BlockWeights, Branch, NormWeights, block, joined_stream_block, two_stream_block,
 };
-pub use cross_entropy::{mean_row_entropy, soft_cross_entropy};
+pub use cross_entropy::{mean_row_entropy, soft_cross_entropy, soft_cross_entropy_gradient};
 pub use error::{Error, Result};
 pub use finish::Activation;
 pub use gelu::gelu;

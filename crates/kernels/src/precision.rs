@@ -1,7 +1,8 @@
 //! In which arithmetic the operators multiply f32 matrices: linear maps and those of a block, forward and backward.
 //!
-//! A [`Precision`] holds on one thread as long as its [`PrecisionScope`] lives. Within a scope each weight of a block is rounded
-//! and packed once, for every product that reads it.
+//! A [`Precision`] holds on one thread as long as its [`PrecisionScope`] lives. A weight of a block that was read more than once
+//! in the last step is rounded and packed once in this one, for every product that reads it; another is packed for its
+//! product alone, so that a model whose weights are read once holds no second copy of them.
 //!
 //! Not here: the products themselves ([`crate::tiles`], and `gemm` for native f32); attention scores, norms, losses
 //! and the optimizer, which are f32 in every precision.
@@ -9,7 +10,7 @@
 use crate::cpu::{Finish, Matrix, Real};
 use crate::tiles::{Each, PackedB, Path, Plain, Refused, Right, Split, Store, Tiles};
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
@@ -112,7 +113,30 @@ struct Packed {
     packed: Arc<PackedB>,
 }
 
+/// How often each weight was read between two changes of the weights: in the last step, and so far in this one.
+#[derive(Default)]
+struct Reads {
+    last: HashMap<Key, u32>,
+    now: HashMap<Key, u32>,
+}
+
+impl Reads {
+    /// Counts one; whether there will be more.
+    fn count(&mut self, key: Key) -> bool {
+        *self.now.entry(key).or_default() += 1;
+        self.last.get(&key).is_some_and(|count| *count > 1)
+    }
+
+    fn next_step(&mut self) {
+        if !self.now.is_empty() {
+            self.last = std::mem::take(&mut self.now);
+        }
+    }
+}
+
 thread_local! {
+    /// Outlives scopes, for a scope may be as short as a step.
+    static READS: RefCell<Reads> = RefCell::default();
     /// `None`: native f32.
     static ACTIVE: RefCell<Option<Active>> = const { RefCell::new(None) };
     /// What the innermost scope was asked for.
@@ -148,6 +172,7 @@ impl Drop for PrecisionScope {
     fn drop(&mut self) {
         ACTIVE.set(self.outer.take());
         ASKED.set(self.asked);
+        READS.with_borrow_mut(Reads::next_step);
     }
 }
 
@@ -160,6 +185,7 @@ impl fmt::Debug for PrecisionScope {
 /// Weights have changed: what was packed is no longer theirs.
 pub(crate) fn forget() {
     ACTIVE.with_borrow_mut(|active| active.iter_mut().for_each(|active| active.packed.clear()));
+    READS.with_borrow_mut(Reads::next_step);
 }
 
 /// `a b`, finished, unless the product is native.
@@ -171,51 +197,55 @@ pub(crate) fn product<T: Real>(
 ) -> Option<Vec<T>> {
     let tiles = tiles()?;
     let (left, right) = (a.singles()?, b.singles()?);
-    let mut y = vec![T::zero(); a.shape().0 * b.shape().1];
-    let c = T::singles_mut(&mut y)?;
-    let packed = weight.map(|weight| packed(tiles, right, weight));
+    let packed = weight.and_then(|weight| packed(tiles, right, weight));
     let right = packed.as_deref().map_or(Right::Matrix(right), Right::Packed);
     let done = match finish {
         Some(finish) => {
             let each = |row: usize, column: usize, c: &mut [f32]| {
                 T::of_singles_mut(c).into_iter().for_each(|c| finish(row, column, c));
             };
-            tiles.product(left, right, c, Store::Write, &Each(each))
+            tiles.product_of(left, right, &Each(each))
         }
-        None => tiles.product(left, right, c, Store::Write, &Plain),
+        None => tiles.product_of(left, right, &Plain),
     };
-    fits(done);
-    Some(y)
+    T::vec_of_singles(fits(done))
 }
 
 /// Adds `a b` to `out`, unless the product is native. Whether it did.
 pub(crate) fn add_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, weight: Option<&Tensor>) -> bool {
     let (Some(tiles), Some(left), Some(right)) = (tiles(), a.singles(), b.singles()) else { return false };
     let Some(c) = T::singles_mut(out) else { return false };
-    let packed = weight.map(|weight| packed(tiles, right, weight));
+    let packed = weight.and_then(|weight| packed(tiles, right, weight));
     let right = packed.as_deref().map_or(Right::Matrix(right), Right::Packed);
     fits(tiles.product(left, right, c, Store::Add, &Plain));
     true
 }
 
 /// Operators have checked the shapes of their tensors, so nothing is refused here.
-fn fits(done: std::result::Result<(), Refused>) {
+fn fits<R: fmt::Debug + Default>(done: std::result::Result<R, Refused>) -> R {
     assert!(done.is_ok(), "{done:?}");
+    done.unwrap_or_default()
 }
 
 fn tiles() -> Option<Tiles> {
     ACTIVE.with_borrow(|active| active.as_ref().map(|active| active.tiles))
 }
 
-/// `b`, whose elements are those of `weight`, packed now or before.
-fn packed(tiles: Tiles, b: crate::tiles::Matrix<'_>, weight: &Tensor) -> Arc<PackedB> {
+/// What multiplies elements of this type on this thread; `None`: native code.
+pub(crate) fn tiles_for<T: Real>() -> Option<Tiles> {
+    tiles().filter(|_| T::DTYPE == DType::F32)
+}
+
+/// `b`, whose elements are those of `weight`, packed now or before; `None` where packing it for one product is enough.
+fn packed(tiles: Tiles, b: crate::tiles::Matrix<'_>, weight: &Tensor) -> Option<Arc<PackedB>> {
     let key = (b.start(), b.shape(), b.has_rows());
+    let more = READS.with_borrow_mut(|reads| reads.count(key));
     let held = ACTIVE.with_borrow(|active| active.as_ref()?.packed.get(&key).map(|held| held.packed.clone()));
-    held.unwrap_or_else(|| {
-        let packed = Arc::new(tiles.pack(b));
+    held.or_else(|| {
+        let packed = more.then(|| Arc::new(tiles.pack(b)))?;
         let held = Packed { _weight: weight.clone(), packed: packed.clone() };
         ACTIVE.with_borrow_mut(|active| active.as_mut().map(|active| active.packed.insert(key, held)));
-        packed
+        Some(packed)
     })
 }
 
@@ -320,19 +350,23 @@ mod tests {
     }
 
     #[test]
-    fn a_block_packs_each_weight_once_for_either_direction() {
+    fn a_weight_that_is_read_again_is_packed_once_for_either_direction() {
         let inputs: Vec<_> =
             block_inputs().iter().map(|x| Var::from_tensor(&x.to_dtype(DType::F32).unwrap()).unwrap()).collect();
         let tensors: Vec<Tensor> = inputs.iter().map(|var| var.as_tensor().clone()).collect();
         let held = || ACTIVE.with_borrow(|active| active.as_ref().map_or(0, |active| active.packed.len()));
-        let _scope = portable(Split::One);
-        let teacher = weights(&tensors).detach();
-        block(&tensors[0], None, &teacher, BlockOptions::new(2)).unwrap();
-        assert_eq!(held(), 6, "six maps, forward");
-        let loss = one_block(&tensors).and_then(|y| Ok(y.sum_all()?)).unwrap();
-        assert_eq!(held(), 6, "the same memory");
-        crate::backward(&loss).unwrap();
-        assert_eq!(held(), 12, "and as many for the gradients of the inputs");
+        let step = |teacher: bool| {
+            let _scope = portable(Split::One);
+            if teacher {
+                block(&tensors[0], None, &weights(&tensors).detach(), BlockOptions::new(2)).unwrap();
+            }
+            let loss = one_block(&tensors).and_then(|y| Ok(y.sum_all()?)).unwrap();
+            crate::backward(&loss).unwrap();
+            held()
+        };
+        assert_eq!((step(false), step(false)), (0, 0), "read once, in either direction");
+        assert_eq!((step(true), step(true)), (0, 6), "six maps are read by teacher and student, known after a step");
+        assert_eq!((step(false), step(false)), (6, 0), "and forgotten after one");
     }
 
     #[test]
@@ -345,8 +379,15 @@ mod tests {
             one_block(&tensors).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let _scope = portable(Split::One);
-        let kept = || one_block(&tensors).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let kept = || {
+            // Twice, so that the next step keeps what it packs.
+            one_block(&tensors).unwrap();
+            one_block(&tensors).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        kept();
+        super::forget();
         let before = kept();
+        assert!(ACTIVE.with_borrow(|active| active.as_ref().is_some_and(|active| !active.packed.is_empty())));
         assign(&tensors[7], &f32(&sample(70, (40, 16)).unwrap())).unwrap();
         let assigned = kept();
         assert!(assigned != before && assigned == fresh());

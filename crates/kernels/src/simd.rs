@@ -100,6 +100,8 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> + Default + std::fmt::Debu
     fn singles_mut(values: &mut [Self]) -> Option<&mut [f32]>;
     /// The reverse of [`Real::singles_mut`]: f32 as elements of this type, if it is f32.
     fn of_singles_mut(values: &mut [f32]) -> Option<&mut [Self]>;
+    /// These very f32 as a vector of this type, if it is f32.
+    fn vec_of_singles(values: Vec<f32>) -> Option<Vec<Self>>;
     /// `a * b + c`, in one rounding where the instruction set has it.
     fn fused<const ISA: u8>(a: Self, b: Self, c: Self) -> Self;
     /// The larger; where one is NaN, the other.
@@ -172,6 +174,9 @@ impl Real for f64 {
     fn of_singles_mut(_: &mut [f32]) -> Option<&mut [Self]> {
         None
     }
+    fn vec_of_singles(_: Vec<f32>) -> Option<Vec<Self>> {
+        None
+    }
     both_alike!();
     #[inline(always)]
     fn exponential<const ISA: u8>(self) -> Self {
@@ -219,6 +224,9 @@ impl Real for f32 {
         Some(values)
     }
     fn of_singles_mut(values: &mut [f32]) -> Option<&mut [Self]> {
+        Some(values)
+    }
+    fn vec_of_singles(values: Vec<f32>) -> Option<Vec<Self>> {
         Some(values)
     }
     both_alike!();

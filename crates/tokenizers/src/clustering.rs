@@ -2,9 +2,9 @@
 
 use crate::ClusteringSettings;
 use crate::walk::{CHUNK_SCORES, Chunk, by_position, walk};
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, Tensor};
 use occlude_kernels::{
-    Factors, Gradients, Init, Result, Scope, backward, l2_normalize, linear, sinkhorn, soft_cross_entropy,
+    Factors, Gradients, Init, Result, Scope, l2_normalize, linear, sinkhorn, soft_cross_entropy_gradient,
 };
 
 /// The smallest norm a feature is divided by.
@@ -84,14 +84,15 @@ impl SinkhornClustering {
 
     fn assign_in_chunks(&self, features: &Tensor, predict: &[u32], at_a_time: usize) -> Result<Assigned> {
         let tokens = normalize(&by_position(features)?)?; // [patches, batch, dim]
-        let (mut loss, mut gradients) = (0.0, Gradients::default());
+        let (mut loss, mut gradients, fixed) = (0.0, Gradients::default(), self.detach());
+        // The backward pass by hand: a graph would hold, and add up, tensors as large as the scores and the prototypes.
         let learn = |chunk: Chunk| -> Result<()> {
-            let Chunk { scores, assignments, share } = chunk;
-            let part = (soft_cross_entropy(&scores, &assignments, self.settings.pred_temp)? * share)?;
-            loss += part.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-            gradients.merge(backward(&part)?)
+            let Chunk { tokens, scores, assignments, share } = chunk;
+            let (part, slopes) = soft_cross_entropy_gradient(&scores, &assignments, self.settings.pred_temp, share)?;
+            loss += share * part;
+            gradients.add_linear(&self.prototypes, self.bias.as_ref(), &slopes, &tokens)
         };
-        let targets = walk(&tokens, predict, &self.settings, at_a_time, |tokens| self.score(tokens), learn)?;
+        let targets = walk(&tokens, predict, &self.settings, at_a_time, |tokens| fixed.score(tokens), learn)?;
         Ok(Assigned { targets, loss, gradients })
     }
 

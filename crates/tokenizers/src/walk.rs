@@ -4,11 +4,14 @@ use crate::{ClusteringSettings, SinkhornKind};
 use candle_core::Tensor;
 use occlude_kernels::{Error, Result, gather_rows, sinkhorn};
 
-/// Scores held at a time (32 MB in f32). Larger chunks save nothing: the products are then long enough.
-pub(crate) const CHUNK_SCORES: usize = 8 << 20;
+/// Scores held at a time (16 MB in f32). Larger chunks save nothing, the products are long enough, and cost page faults:
+/// glibc gives blocks of more than 32 MB back to the system each time.
+pub(crate) const CHUNK_SCORES: usize = 4 << 20;
 
 /// One chunk of positions.
 pub(crate) struct Chunk {
+    /// What the scores are of.  [positions * batch, dim]
+    pub(crate) tokens: Tensor,
     /// Scores, with whatever graph `scores` recorded.  [positions * batch, prototypes]
     pub(crate) scores: Tensor,
     /// Balanced assignments.  [positions * batch, prototypes]
@@ -72,7 +75,7 @@ pub(crate) fn walk(
             Some(whole) => whole.narrow(0, start * batch, count * batch)?,
         };
         picked.take(&assignments, start, count)?;
-        visit(Chunk { scores, assignments, share: count as f64 / patches as f64 })?;
+        visit(Chunk { tokens, scores, assignments, share: count as f64 / patches as f64 })?;
     }
     picked.finish(&flat, settings.prototypes)
 }

@@ -246,7 +246,7 @@ impl<T: Real> CustomOp3 for Block<T> {
         _: &Tensor,
         gradient: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let gradient = Values::<T>::of(&gradient.contiguous()?)?.to_vec();
+        let gradient = cpu::copied(&Values::<T>::of(&gradient.contiguous()?)?);
         let outside = Values::<T>::of(context)?;
         let (dx, outside) = self.backward(&Values::<T>::of(x)?, self.context(&outside), gradient)?;
         let dx = x.track_op().then(|| cpu::tensor(dx, x.shape())).transpose()?;

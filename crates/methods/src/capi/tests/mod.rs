@@ -5,6 +5,7 @@ mod golden_evaluation;
 mod golden_forward;
 mod golden_steps;
 mod initialisation;
+mod precision;
 mod settings;
 
 use super::{Capi, CapiConfig};
