@@ -1,8 +1,8 @@
 //! The encoder.
 
 use crate::{
-    Block, BlockShape, DropPath, GroupFactors, LearnedPositions, PatchEmbed, PositionKind, Positions, RegisterCoords,
-    VitSettings, final_norm, patch_coords, register_coords, scale_into_box,
+    Block, BlockKind, BlockShape, DropPath, GroupFactors, LearnedPositions, PatchEmbed, PositionKind, Positions,
+    RegisterCoords, VitSettings, final_norm, patch_coords, register_coords, scale_into_box,
 };
 use candle_core::Tensor;
 use occlude_kernels::{Error, Factors, Init, Result, Scope, gather_rows};
@@ -70,14 +70,15 @@ impl Vit {
             0 => None,
             n => Some(scope.trained("registers", &[1, n, dim], &Init::Normal { std: 0.02 }, Factors::ONE)?),
         };
-        let patch_embed = PatchEmbed::new(&mut scope.sub("patch_embed"), dim, patch, factors)?;
+        let patch_embed = PatchEmbed::new(&mut scope.sub("patch_embed"), dim, patch, factors.patch_embed_lr)?;
         let learned = match settings.position {
             PositionKind::Rope => None,
             PositionKind::Learnable => Some(LearnedPositions::new(scope, "pos_embed", grid, dim)?),
         };
         let mut encoder = scope.sub("encoder");
         let mut stack = encoder.sub("blocks");
-        let blocks = (0..depth).map(|i| Block::new(&mut stack.sub(i), shape, factors)).collect::<Result<_>>()?;
+        let blocks =
+            (0..depth).map(|i| Block::new(&mut stack.sub(i), shape, BlockKind::Rms(factors))).collect::<Result<_>>()?;
         Ok(Self { settings: settings.clone(), registers, patch_embed, learned, blocks })
     }
 
