@@ -42,7 +42,7 @@ pub use config::{PositionKind, RegisterCoords, VitConfig, VitSettings, check_dep
 pub use coords::{patch_coords, register_coords, scale_into_box};
 pub use drop_path::{DropPath, DropPathKind, Kept};
 pub use embed::{PatchEmbed, patch_rows};
-pub use features::{Extractor, Features};
+pub use features::{Extractor, Extras, Features};
 pub use learned::LearnedPositions;
 pub use model::{Encoded, Vit};
 pub use parts::{GroupFactors, LAYER_NORM_EPS, final_norm, layer_norm_weights, linear_map, linear_weight};

@@ -25,6 +25,8 @@ pub struct Encoded {
     pub context: Tensor,
     /// The chosen block's output after the final norm; the same tensor as `context` unless an earlier block was chosen.
     pub tokens: Tensor,
+    /// What `tokens` is the norm of: the chosen block's output.  [batch, registers + patches, dim]
+    pub before_norm: Tensor,
     /// Where the tokens are.
     pub positions: Positions,
     /// The grid of the images.
@@ -46,6 +48,15 @@ impl Encoded {
     pub fn patches(&self) -> Result<Tensor> {
         let count = self.tokens.dim(1)? - self.registers;
         Ok(self.tokens.narrow(1, self.registers, count)?)
+    }
+
+    /// The features at the patches before the final norm.  [batch, patches, dim]
+    ///
+    /// # Errors
+    /// A failing view.
+    pub fn patches_before_norm(&self) -> Result<Tensor> {
+        let count = self.before_norm.dim(1)? - self.registers;
+        Ok(self.before_norm.narrow(1, self.registers, count)?)
     }
 
     /// The features at the registers, if there are any.  [batch, registers, dim]
@@ -215,8 +226,14 @@ impl Vit {
             }
         }
         let context = final_norm(&x)?;
-        let tokens = chosen.map_or_else(|| Ok(context.clone()), |chosen| final_norm(&chosen))?;
-        Ok(Encoded { context, tokens, positions, grid, registers: self.settings.registers })
+        let (before_norm, tokens) = match chosen {
+            None => (x, context.clone()),
+            Some(chosen) => {
+                let tokens = final_norm(&chosen)?;
+                (chosen, tokens)
+            }
+        };
+        Ok(Encoded { context, tokens, before_norm, positions, grid, registers: self.settings.registers })
     }
 
     /// The same encoder on the same storage, recording no graph.

@@ -11,7 +11,7 @@ use occlude_settings::Span;
 use occlude_trainer::{
     Batches, CheckpointConfig, Event, MetricsSink, Outcome, Probe, Sink, Stop, TimingSink, TrainConfig, Trainer,
 };
-use occlude_vit::{Extractor, Features};
+use occlude_vit::{Extractor, Extras, Features};
 use rand::Rng;
 use std::collections::BTreeMap;
 use std::io;
@@ -100,7 +100,7 @@ impl Method for Line {
 struct Nothing;
 
 impl Extractor for Nothing {
-    fn features(&self, _: &Tensor) -> Result<Features> {
+    fn features_with(&self, _: &Tensor, _: Extras) -> Result<Features> {
         Err(occlude_kernels::Error::argument("line", "has no features"))
     }
 
