@@ -102,7 +102,7 @@ fn metrics(dir: &RunDir) -> Result<(Vec<StepRow>, Vec<ProbeRow>)> {
 
 fn charts(dir: &RunDir, config: &RunConfig, summary: &Summary) -> Result<Vec<Chart>> {
     let (steps, probes) = metrics(dir)?;
-    let batch = config.train.batch as f64;
+    let batch = (config.train.batch * config.train.accumulate) as f64;
     let knn: Vec<(f64, f64)> =
         probes.iter().filter_map(|row| Some((row.step as f64 * batch, row.scores.get("knn")?))).collect();
     let losses = series(&steps, |row| &row.losses.0);

@@ -1,7 +1,7 @@
 //! Which method, with which settings.
 
-use crate::Method;
 use crate::capi::{Capi, CapiConfig, CapiSettings, LossKind};
+use crate::{BatchSize, Method};
 use candle_core::{DType, Device};
 use occlude_kernels::Result;
 use occlude_masking::{Grid, Masker};
@@ -54,14 +54,14 @@ impl MethodConfig {
         }
     }
 
-    /// Checks the settings for square images of `image_size` pixels, batches of `batch` images and a run as long as
-    /// `ruler` says.
+    /// Checks the settings for square images of `image_size` pixels, steps of `batch` images and a run as long as `ruler`
+    /// says.
     ///
     /// # Errors
     /// Names the first field whose value is not allowed.
-    pub fn check(&self, image_size: usize, batch: usize, ruler: Ruler) -> Result<CheckedMethod, ConfigError> {
+    pub fn check(&self, image_size: usize, batch: BatchSize, ruler: Ruler) -> Result<CheckedMethod, ConfigError> {
         match self {
-            Self::Capi(config) => Ok(CheckedMethod::Capi(Box::new(config.check(image_size, batch, ruler)?))),
+            Self::Capi(config) => Ok(CheckedMethod::Capi(Box::new(config.check(image_size, batch.micro, ruler)?))),
         }
     }
 }

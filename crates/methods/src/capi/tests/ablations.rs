@@ -2,7 +2,7 @@
 
 use super::{TINY_BATCH, TINY_IMAGE, TINY_RULER, build, pictures, tiny};
 use crate::capi::{Capi, CapiConfig, LossKind};
-use crate::{Method, MethodConfig, StepContext, ViewBatch, Weights};
+use crate::{BatchSize, Method, MethodConfig, StepContext, ViewBatch, Weights};
 use candle_core::{DType, Tensor};
 use occlude_golden::assert_close;
 use occlude_heads::{HeadKind, PredictorKind};
@@ -61,8 +61,8 @@ fn variant(change: Change) -> CapiConfig {
     config
 }
 
-fn context(step: u64) -> StepContext {
-    StepContext { step, streams: Streams::new(7) }
+fn context(step: u64) -> StepContext<'static> {
+    StepContext::single(step, Streams::new(7))
 }
 
 fn batch() -> ViewBatch {
@@ -250,7 +250,7 @@ fn more_than_one_view_is_refused() {
 #[test]
 fn a_method_is_built_from_its_config() {
     let config = MethodConfig::Capi(Box::new(tiny()));
-    let checked = config.check(TINY_IMAGE, TINY_BATCH, TINY_RULER).unwrap();
+    let checked = config.check(TINY_IMAGE, BatchSize { micro: TINY_BATCH, accumulate: 1 }, TINY_RULER).unwrap();
     let method = checked.build(Streams::new(7), DType::F32, &candle_core::Device::Cpu).unwrap();
     assert_eq!((method.name(), checked.patch_size()), (config.name(), 4));
 }
