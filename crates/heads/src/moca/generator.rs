@@ -43,6 +43,14 @@ pub struct Generated {
     statistics: BatchNorm,
 }
 
+impl Generated {
+    /// The same without a graph: what is kept until [`Generator::observe`].
+    #[must_use]
+    pub fn detach(&self) -> Self {
+        Self { prototypes: self.prototypes.detach(), statistics: self.statistics.clone() }
+    }
+}
+
 impl Generator {
     /// A generator of prototypes of width `out` in `scope` (`scale`, `layers_w.0`).
     ///
