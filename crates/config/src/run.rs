@@ -197,7 +197,11 @@ impl RunConfig {
 
     /// Refuses more prototypes than there are patches to tell apart: some could never be reached.
     fn reachable(&self, images: Option<usize>, of_an_image: usize) -> Result<()> {
-        if let (Some(images), Some(prototypes)) = (images, self.method.prototypes()) {
+        let prototypes = match &self.method {
+            MethodConfig::Capi(_) => self.method.classes(),
+            MethodConfig::Moca(_) => None, // A word is a token itself.
+        };
+        if let (Some(images), Some(prototypes)) = (images, prototypes) {
             let patches = images.saturating_mul(of_an_image);
             let allowed = format!(
                 "must be at most the {patches} patches of the {images} training images: more could not be reached; \

@@ -1,7 +1,7 @@
 //! The pre-training methods behind one trait.
 //!
 //! A [`Method`] owns its networks and says what one step computes; which one runs, with which settings, is a
-//! [`MethodConfig`]. Methods: [`capi`].
+//! [`MethodConfig`]. Methods: [`capi`], [`moca`].
 //!
 //! Invariants: a step changes no parameter; every trained tensor of [`Method::groups`] gets a gradient in every step;
 //! all draws come from named streams keyed by the batch or the step.
@@ -27,6 +27,8 @@
 pub mod capi;
 mod choice;
 mod method;
+pub mod moca;
+mod stores;
 
-pub use choice::{CheckedMethod, MethodConfig};
+pub use choice::{CheckedMethod, MethodConfig, ShownMask};
 pub use method::{BatchSize, Method, StepContext, StepOutput, ViewBatch, Weights};

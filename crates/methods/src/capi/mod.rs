@@ -21,7 +21,7 @@ pub use config::{CapiConfig, CapiOptimizerConfig, CapiSettings, LossKind, Moment
 pub use extract::CapiExtractor;
 pub use network::Network;
 
-use crate::{Method, StepContext, StepOutput, ViewBatch, Weights};
+use crate::{Method, StepContext, StepOutput, ViewBatch, Weights, stores};
 use candle_core::{DType, Device, Tensor};
 use config::Recipe;
 use occlude_kernels::{Error, ParamStore, Result, StateDict, assign, backward};
@@ -152,22 +152,7 @@ impl Method for Capi {
     }
 
     fn load(&mut self, state: &StateDict) -> Result<()> {
-        let known = self.state();
-        for (name, tensor) in &known {
-            let given = state.get(name).ok_or_else(|| Error::State(format!("{name} is missing")))?;
-            if given.dims() != tensor.dims() {
-                let shapes = format!("{:?}, expected {:?}", given.dims(), tensor.dims());
-                return Err(Error::State(format!("{name} has shape {shapes}")));
-            }
-        }
-        if let Some(name) = state.keys().find(|name| !known.contains_key(*name)) {
-            return Err(Error::State(format!("{name} is not a parameter of these settings")));
-        }
-        for store in self.stores() {
-            let names = store.params().iter().map(|param| &param.name);
-            store.load(&names.map(|name| (name.clone(), state[name].clone())).collect())?;
-        }
-        Ok(())
+        stores::load(&self.stores(), state)
     }
 
     fn extractor(&self, weights: Weights) -> Box<dyn Extractor + '_> {
