@@ -175,8 +175,10 @@ impl Moca {
     /// What a round adds to the loss.
     fn weighted(&self, of: &RoundLosses, rounds: usize) -> Result<Tensor> {
         let (lambda, share) = (self.settings.lambda, VIEWS / rounds as f64);
-        let image = (&of.image * (lambda * share))?;
-        of.local.as_ref().map_or_else(|| Ok(image.clone()), |local| Ok((&image + (local * ((1.0 - lambda) * share))?)?))
+        let image = times(&of.image, lambda * share)?;
+        of.local
+            .as_ref()
+            .map_or_else(|| Ok(image.clone()), |local| Ok((&image + times(local, (1.0 - lambda) * share)?)?))
     }
 
     fn output(&self, [image, local]: [f64; 2], gradients: Gradients, goal: &Goal) -> Result<StepOutput> {
@@ -293,6 +295,12 @@ fn is_generator(param: &Param) -> bool {
 
 fn is_decayed(param: &Param) -> bool {
     matches!(param.role, Role::Trained(factors) if factors.wd > 0.0)
+}
+
+/// A scalar times a factor, as a tensor: at a factor that is the number 0 candle cuts the graph, but a generator whose loss
+/// does not count still has a gradient, of zeros.
+fn times(scalar: &Tensor, factor: f64) -> Result<Tensor> {
+    Ok((scalar * Tensor::new(factor, scalar.device())?.to_dtype(scalar.dtype())?)?)
 }
 
 /// A scalar as f64.
