@@ -95,7 +95,7 @@ impl Subject for EncoderSubject {
             "lr": LR,
             "betas": group.betas,
             "eps": group.eps,
-            "weight_decay": group.weight_decay,
+            "weight_decay": group.weight_decay.at(0),
         });
         write_exported(folder, &self.store.state(), &batch, &settings)
     }

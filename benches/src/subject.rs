@@ -68,7 +68,7 @@ impl CapiSubject {
 
     /// The mask that is exported, and that `losses` uses: the one of the first step.
     fn mask(&self) -> Result<BatchMask> {
-        let ctx = StepContext { step: 0, streams: self.streams };
+        let ctx = StepContext::single(0, self.streams);
         Ok(self.method.masks(self.batch.ids.len(), &ctx)?)
     }
 
@@ -88,8 +88,8 @@ impl CapiSubject {
             "target_temp": capi.clustering.target_temp,
             "pred_temp": capi.clustering.pred_temp,
             "iterations": capi.clustering.iterations,
-            "weight_decay": student.weight_decay,
-            "clustering_weight_decay": clustering.weight_decay,
+            "weight_decay": student.weight_decay.at(0),
+            "clustering_weight_decay": clustering.weight_decay.at(0),
             "betas": student.betas,
             "eps": student.eps,
             "patch_embed_lr": capi.optimizer.patch_embed_lr,
@@ -103,7 +103,7 @@ impl CapiSubject {
 
 impl Subject for CapiSubject {
     fn step(&mut self) -> Result<Losses> {
-        let ctx = StepContext { step: self.step, streams: self.streams };
+        let ctx = StepContext::single(self.step, self.streams);
         let output = {
             let _scope = self.precision.kernels().scope();
             self.method.step(&self.batch, &ctx)?

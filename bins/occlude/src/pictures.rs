@@ -7,7 +7,6 @@ use candle_core::Device;
 use occlude_config::Run;
 use occlude_data::{Dataset, EvalMode, Image};
 use occlude_eval::{FeatureRequest, PcaMaps, choose, cluster_gallery, features_of, neighbours, pca_maps};
-use occlude_masking::BatchMask;
 use occlude_methods::Method;
 use occlude_random::Streams;
 use occlude_report::{
@@ -61,22 +60,13 @@ impl Pictures<'_> {
         let (grid, streams) = (settings.grid(), Streams::new(self.run.seed));
         let chosen = self.some(&*self.images.train, SHOWN, "report/masked");
         let stream = |image: usize| streams.stream("report/mask", 0, image as u64);
-        let batch = BatchMask::draw(settings.masker(), grid, chosen.len(), settings.predicted(), stream)?;
-        let (patches, predicted) = (grid.count(), batch.predict_per_image);
+        let masks = settings.masks(chosen.len(), stream)?;
         let mut pictures = Vec::new();
-        for (place, &index) in chosen.iter().enumerate() {
+        for (mask, &index) in masks.into_iter().zip(&chosen) {
             let Ok(image) = self.images.train.read(index) else { continue };
-            let mut hidden = vec![true; patches];
-            let visible = &batch.visible[place * batch.visible_per_image..(place + 1) * batch.visible_per_image];
-            visible.iter().for_each(|patch| hidden[*patch as usize % patches] = false);
-            let predicted = &batch.predict[place * predicted..(place + 1) * predicted];
-            pictures.push(MaskPicture {
-                image: picture(&self.images.transform.picture(&image))?,
-                rows: grid.rows,
-                cols: grid.cols,
-                hidden,
-                predicted: predicted.iter().map(|patch| *patch as usize % patches).collect(),
-            });
+            let image = picture(&self.images.transform.picture(&image))?;
+            let (rows, cols) = (grid.rows, grid.cols);
+            pictures.push(MaskPicture { image, rows, cols, hidden: mask.hidden, predicted: mask.predicted });
         }
         Ok(pictures)
     }

@@ -102,7 +102,7 @@ fn metrics(dir: &RunDir) -> Result<(Vec<StepRow>, Vec<ProbeRow>)> {
 
 fn charts(dir: &RunDir, config: &RunConfig, summary: &Summary) -> Result<Vec<Chart>> {
     let (steps, probes) = metrics(dir)?;
-    let batch = config.train.batch as f64;
+    let batch = (config.train.batch * config.train.accumulate) as f64;
     let knn: Vec<(f64, f64)> =
         probes.iter().filter_map(|row| Some((row.step as f64 * batch, row.scores.get("knn")?))).collect();
     let losses = series(&steps, |row| &row.losses.0);
@@ -113,15 +113,20 @@ fn charts(dir: &RunDir, config: &RunConfig, summary: &Summary) -> Result<Vec<Cha
         charts.push(chart);
     }
     if let Some(points) = losses.get("prediction") {
-        let MethodConfig::Capi(capi) = &config.method;
-        let chart = if capi.loss == LossKind::Ijepa { Chart::feature_losses } else { Chart::losses };
+        let features = matches!(&config.method, MethodConfig::Capi(capi) if capi.loss == LossKind::Ijepa);
+        let chart = if features { Chart::feature_losses } else { Chart::losses };
         charts.push(chart(vec![Curve::new("prediction", points.clone())]));
+    }
+    let of_words = ["image", "local"].into_iter().filter_map(|name| Some(Curve::new(name, losses.get(name)?.clone())));
+    let of_words: Vec<Curve> = of_words.collect();
+    if !of_words.is_empty() {
+        charts.push(Chart::assignment_losses(of_words));
     }
     if let Some(points) = losses.get("clustering") {
         charts.push(Chart::clustering_loss(points.clone()));
     }
     if let Some(points) = series(&steps, |row| &row.metrics.0).get("target_entropy") {
-        charts.push(Chart::target_entropy(points.clone(), config.method.prototypes().map(|count| (count as f64).ln())));
+        charts.push(Chart::target_entropy(points.clone(), config.method.classes().map(|count| (count as f64).ln())));
     }
     let rates = series(&steps, |row| &row.lr.0).into_iter().map(|(name, points)| Curve::new(name, points));
     charts.push(Chart::learning_rates(rates.collect()));

@@ -154,7 +154,7 @@ impl RunConfig {
         let training = inside("train", self.train.check(images.unwrap_or(NOMINAL_IMAGES)))?;
         let known = |_: &&str| device == "cpu" || self.train.precision == "f32";
         require("train.precision", self.train.precision.as_str(), "must be `f32` on this device", known)?;
-        let loader = self.data.loader.check(training.batch()).map_err(|error| match error.field.as_str() {
+        let loader = self.data.loader.check(training.batch().micro).map_err(|error| match error.field.as_str() {
             "batch" => error.inside("train"),
             _ => error.inside("data.loader"),
         })?;
@@ -197,7 +197,11 @@ impl RunConfig {
 
     /// Refuses more prototypes than there are patches to tell apart: some could never be reached.
     fn reachable(&self, images: Option<usize>, of_an_image: usize) -> Result<()> {
-        if let (Some(images), Some(prototypes)) = (images, self.method.prototypes()) {
+        let prototypes = match &self.method {
+            MethodConfig::Capi(_) => self.method.classes(),
+            MethodConfig::Moca(_) => None, // A word is a token itself.
+        };
+        if let (Some(images), Some(prototypes)) = (images, prototypes) {
             let patches = images.saturating_mul(of_an_image);
             let allowed = format!(
                 "must be at most the {patches} patches of the {images} training images: more could not be reached; \
@@ -262,6 +266,7 @@ mod tests {
             ("method.clustering.prototypes=1", "method.clustering.prototypes = 1: must be at least 2"),
             ("method.optimizer.lr=-1", "method.optimizer.lr = -1"),
             ("train.batch=0", "train.batch = 0: must be at least 1"),
+            ("train.accumulate=0", "train.accumulate = 0: must be between 1 and 65536"),
             ("train.precision=f16", "train.precision = f16: must be `f32`, `bf16` or `f32x3`"),
             ("train.batch=2000000", "train.batch = 2000000: must be between"),
             ("data.crop.flip=2", "data.crop.flip = 2: must be a probability"),
@@ -352,7 +357,8 @@ mod tests {
             "eval.batch=3",
         ];
         assert_eq!(with(&free).identity(), base);
-        for changed in ["method.encoder.dim=256", "train.length.steps=601", "data.crop.flip=0.5"] {
+        for changed in ["method.encoder.dim=256", "train.length.steps=601", "train.accumulate=2", "data.crop.flip=0.5"]
+        {
             assert_ne!(with(&[changed]).identity(), base, "{changed}");
         }
     }

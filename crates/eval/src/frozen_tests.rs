@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use occlude_data::{Dataset, EvalMode, EvalTransform, Image, Normalize, Split, Synthetic};
 use occlude_masking::Grid;
 use occlude_random::Streams;
-use occlude_vit::{Extractor, Features};
+use occlude_vit::{Extractor, Extras, Features};
 
 /// Mean colour of each patch of 8 x 8 pixels; `global` is the mean colour of the image, doubled.
 struct MeanColour {
@@ -16,12 +16,12 @@ struct MeanColour {
 }
 
 impl Extractor for MeanColour {
-    fn features(&self, images: &Tensor) -> occlude_kernels::Result<Features> {
+    fn features_with(&self, images: &Tensor, _: Extras) -> occlude_kernels::Result<Features> {
         let (batch, _, height, width) = images.dims4()?;
         let grid = Grid::new(height / 8, width / 8);
         let patches = images.avg_pool2d(8)?.reshape((batch, 3, grid.count()))?.transpose(1, 2)?.contiguous()?;
         let global = if self.global { Some((patches.mean(1)? * 2.0)?) } else { None };
-        Ok(Features { grid, patches, registers: None, global })
+        Ok(Features { global, ..Features::new(grid, patches) })
     }
 
     /// Cluster 7 where a patch is redder than green, else cluster 2.

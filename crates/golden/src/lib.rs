@@ -107,6 +107,23 @@ fn skip(what: &str) {
     eprintln!("skipped: {what} is missing");
 }
 
+/// The tensors with every fused matrix or vector of queries, keys and values (`*.qkv.*`) as three (`*.q.*`, `*.k.*`,
+/// `*.v.*`): the names of this project.
+#[must_use]
+pub fn with_split_attention(tensors: Tensors) -> Tensors {
+    let split = |(name, tensor): (String, Tensor)| match name.split_once(".qkv.") {
+        None => vec![(name, tensor)],
+        Some((block, rest)) => {
+            let thirds = tensor.chunk(3, 0).expect("three equal parts");
+            let third = |(letter, third): (&str, Tensor)| {
+                (format!("{block}.{letter}.{rest}"), third.contiguous().expect("a copy"))
+            };
+            ["q", "k", "v"].into_iter().zip(thirds).map(third).collect()
+        }
+    };
+    tensors.into_iter().flat_map(split).collect()
+}
+
 /// Largest absolute difference over the largest absolute reference value, in f64; the difference itself where the
 /// reference is all zeros. Infinite where the shapes differ or either side holds a value that is not finite.
 #[must_use]
@@ -143,7 +160,7 @@ pub fn assert_close(name: &str, got: &Tensor, reference: &Tensor, bound: f64) {
 
 #[cfg(test)]
 mod tests {
-    use super::{checkout, folder, relative_difference};
+    use super::{checkout, folder, relative_difference, with_split_attention};
     use candle_core::{Device, Tensor};
 
     #[test]
@@ -165,5 +182,17 @@ mod tests {
             assert_eq!(relative_difference(&of(got), &of(reference)), f64::INFINITY);
         }
         assert_eq!(relative_difference(&of(1.5), &of(2.0)), 0.25);
+    }
+
+    #[test]
+    fn a_fused_attention_is_split_by_rows() {
+        let fused = Tensor::arange(0_f32, 6.0, &Device::Cpu).unwrap();
+        let tensors = [("a.qkv.bias".to_owned(), fused.clone()), ("a.proj.bias".to_owned(), fused)];
+        let split = with_split_attention(tensors.into());
+        let values: Vec<_> = split.iter().map(|(name, t)| (name.as_str(), t.to_vec1::<f32>().unwrap())).collect();
+        let all = vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
+        let third = |name, at: usize| (name, all[at..at + 2].to_vec());
+        let expected = [third("a.k.bias", 2), ("a.proj.bias", all.clone()), third("a.q.bias", 0), third("a.v.bias", 4)];
+        assert_eq!(values, expected);
     }
 }

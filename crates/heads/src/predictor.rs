@@ -6,8 +6,8 @@ use candle_core::Tensor;
 use occlude_kernels::{Error, Result, Scope, gather_rows, linear};
 use occlude_masking::BatchMask;
 use occlude_vit::{
-    Block, BlockShape, DropPath, Encoded, GroupFactors, PositionKind, Positions, Vit, VitSettings, final_norm,
-    linear_weight,
+    Block, BlockKind, BlockShape, DropPath, Encoded, GroupFactors, PositionKind, Positions, Vit, VitSettings,
+    final_norm, linear_weight,
 };
 
 /// A predictor on an encoder.
@@ -61,7 +61,7 @@ impl Predictor {
             PredictorKind::Fused => Stack::Fused,
             PredictorKind::Cross => {
                 let mut blocks = decoder.sub("blocks");
-                let new = |i| Block::new(&mut blocks.sub(i), shape, factors);
+                let new = |i| Block::new(&mut blocks.sub(i), shape, BlockKind::Rms(factors));
                 Stack::Cross((0..depth).map(new).collect::<Result<_>>()?)
             }
             PredictorKind::SelfAttention => {
@@ -69,7 +69,7 @@ impl Predictor {
                 let embed = embed.transpose()?;
                 let mut blocks = decoder.sub("blocks");
                 let shape = BlockShape { context: dim, ..shape };
-                let new = |i| Block::new(&mut blocks.sub(i), shape, factors);
+                let new = |i| Block::new(&mut blocks.sub(i), shape, BlockKind::Rms(factors));
                 Stack::SelfAttention { embed, blocks: (0..depth).map(new).collect::<Result<_>>()?, only_sampled }
             }
         };

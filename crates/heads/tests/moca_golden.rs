@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor};
-use occlude_golden::{Tensors, assert_close, set};
+use occlude_golden::{Tensors, assert_close, set, with_split_attention};
 use occlude_heads::{Decoder, DecoderConfig, Generator, GeneratorConfig};
 use occlude_kernels::{ParamStore, StateDict};
 use occlude_masking::{Grid, Round, RoundConfig, RoundsConfig};
 use occlude_random::Streams;
+use occlude_vit::DropPath;
 use serde_json::Value;
 
 const ACTIVATIONS: f64 = 3e-5;
@@ -44,7 +45,8 @@ fn grid(model: &Value) -> Grid {
 /// Everything under `prefix`, without it, whose name then begins with one of `names`.
 fn part(tensors: &Tensors, prefix: &str, names: &[&str]) -> StateDict {
     let strip = |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone()));
-    tensors.iter().filter_map(strip).filter(|(name, _)| names.iter().any(|start| name.starts_with(start))).collect()
+    let named = tensors.iter().filter_map(strip).filter(|(name, _)| names.iter().any(|start| name.starts_with(start)));
+    with_split_attention(named.collect())
 }
 
 fn store() -> ParamStore {
@@ -72,7 +74,7 @@ fn decoder(model: &Value, tensors: &Tensors, prefix: &str) -> Decoder {
     };
     let mut store = store();
     let decoder =
-        Decoder::new(&mut store.root(), &config.check(size(model, "embed_dim"), grid(model)).unwrap()).unwrap();
+        Decoder::new(&mut store.root(), &config.check(size(model, "embed_dim"), grid(model), false).unwrap()).unwrap();
     let state = part(tensors, prefix, &DECODER);
     assert_close("positions", store.get(DECODER[0]).unwrap(), &state[DECODER[0]], STATE);
     store.load(&state).unwrap();
@@ -155,6 +157,11 @@ fn golden_moca_decoder() {
         let leading = of("global_embedding");
         let tokens = decoder.tokens(leading, &visible, round).unwrap();
         assert_close("decoder input", &tokens, of("decoder_input"), ACTIVATIONS);
+        let mut x = tokens;
+        for (at, block) in decoder.blocks().iter().enumerate() {
+            x = block.mix(&x, &mut DropPath::off()).unwrap();
+            assert_close("decoder block", &x, of(&format!("decoder_block{at}_out")), ACTIVATIONS);
+        }
         let features = decoder.forward(leading, &visible, round).unwrap();
         assert_close("decoder features", &features, of("decoder_features"), ACTIVATIONS);
         let ids: Vec<u32> = round.decoded().iter().map(|index| index % round.patches() as u32).collect();

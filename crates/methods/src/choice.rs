@@ -1,11 +1,12 @@
 //! Which method, with which settings.
 
-use crate::Method;
 use crate::capi::{Capi, CapiConfig, CapiSettings, LossKind};
+use crate::moca::{Moca, MocaConfig, MocaSettings};
+use crate::{BatchSize, Method};
 use candle_core::{DType, Device};
-use occlude_kernels::Result;
-use occlude_masking::{Grid, Masker};
-use occlude_random::Streams;
+use occlude_kernels::{Error, Result};
+use occlude_masking::{BatchMask, Grid};
+use occlude_random::{Stream, Streams};
 use occlude_settings::{ConfigError, Ruler};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub enum MethodConfig {
     /// Cluster and predict latent patches.
     Capi(Box<CapiConfig>),
+    /// Predict masked online codebook assignments.
+    Moca(Box<MocaConfig>),
 }
 
 impl Default for MethodConfig {
@@ -29,6 +32,7 @@ impl MethodConfig {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Capi(_) => "capi",
+            Self::Moca(_) => "moca",
         }
     }
 
@@ -43,25 +47,46 @@ impl MethodConfig {
                 config.encoder.patch,
                 100.0 * config.mask.ratio
             ),
+            Self::Moca(config) => {
+                let hidden = config.masking.rounds.iter().map(|round| format!("{:.0} %", 100.0 * round.mask));
+                format!(
+                    "MOCA: an encoder of {} blocks, {} wide, patches of {} pixels, {} hidden",
+                    config.encoder.depth,
+                    config.encoder.dim,
+                    config.encoder.patch,
+                    hidden.collect::<Vec<_>>().join(" and ")
+                )
+            }
         }
     }
 
-    /// How many clusters are learned; `None` where the method predicts something else.
+    /// Among how many classes a target is spread: clusters, or words; `None` where targets are something else.
     #[must_use]
-    pub fn prototypes(&self) -> Option<usize> {
+    pub fn classes(&self) -> Option<usize> {
         match self {
             Self::Capi(config) => (config.loss != LossKind::Ijepa).then_some(config.clustering.prototypes),
+            Self::Moca(config) => Some(config.codebook.words),
         }
     }
 
-    /// Checks the settings for square images of `image_size` pixels, batches of `batch` images and a run as long as
-    /// `ruler` says.
+    /// How many views of an image a step takes.
+    #[must_use]
+    pub fn views(&self) -> usize {
+        match self {
+            Self::Capi(_) => 1,
+            Self::Moca(_) => 2,
+        }
+    }
+
+    /// Checks the settings for square images of `image_size` pixels, steps of `batch` images and a run as long as `ruler`
+    /// says.
     ///
     /// # Errors
     /// Names the first field whose value is not allowed.
-    pub fn check(&self, image_size: usize, batch: usize, ruler: Ruler) -> Result<CheckedMethod, ConfigError> {
+    pub fn check(&self, image_size: usize, batch: BatchSize, ruler: Ruler) -> Result<CheckedMethod, ConfigError> {
         match self {
-            Self::Capi(config) => Ok(CheckedMethod::Capi(Box::new(config.check(image_size, batch, ruler)?))),
+            Self::Capi(config) => Ok(CheckedMethod::Capi(Box::new(config.check(image_size, batch.micro, ruler)?))),
+            Self::Moca(config) => Ok(CheckedMethod::Moca(Box::new(config.check(image_size, batch, ruler)?))),
         }
     }
 }
@@ -71,6 +96,17 @@ impl MethodConfig {
 pub enum CheckedMethod {
     /// As [`MethodConfig::Capi`].
     Capi(Box<CapiSettings>),
+    /// As [`MethodConfig::Moca`].
+    Moca(Box<MocaSettings>),
+}
+
+/// The mask of one image, for a picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShownMask {
+    /// For each patch of the grid whether it is hidden from the student.
+    pub hidden: Vec<bool>,
+    /// Hidden patches that are predicted.
+    pub predicted: Vec<usize>,
 }
 
 impl CheckedMethod {
@@ -81,6 +117,7 @@ impl CheckedMethod {
     pub fn build(&self, streams: Streams, dtype: DType, device: &Device) -> Result<Box<dyn Method>> {
         match self {
             Self::Capi(settings) => Ok(Box::new(Capi::new(settings, streams, dtype, device)?)),
+            Self::Moca(settings) => Ok(Box::new(Moca::new(settings, streams, dtype, device)?)),
         }
     }
 
@@ -89,6 +126,7 @@ impl CheckedMethod {
     pub fn patch_size(&self) -> usize {
         match self {
             Self::Capi(settings) => settings.encoder().patch(),
+            Self::Moca(settings) => settings.encoder().patch(),
         }
     }
 
@@ -97,22 +135,35 @@ impl CheckedMethod {
     pub fn grid(&self) -> Grid {
         match self {
             Self::Capi(settings) => settings.encoder().grid(),
+            Self::Moca(settings) => settings.encoder().grid(),
         }
     }
 
-    /// Which patches are hidden.
-    #[must_use]
-    pub fn masker(&self) -> &Masker {
-        match self {
-            Self::Capi(settings) => settings.masker(),
+    /// Masks as the student gets them, one an image; where there are several rounds, those of the first. `stream(image)` is
+    /// called once for each, in order.
+    ///
+    /// # Errors
+    /// More patches than can be counted.
+    pub fn masks(&self, images: usize, stream: impl FnMut(usize) -> Stream) -> Result<Vec<ShownMask>> {
+        let count = self.grid().count();
+        let (visible, predicted) = match self {
+            Self::Capi(settings) => {
+                let batch = BatchMask::draw(settings.masker(), self.grid(), images, settings.predicted(), stream);
+                let batch = batch.map_err(|error| Error::argument("masks", error.to_string()))?;
+                (batch.visible, batch.predict)
+            }
+            Self::Moca(settings) => {
+                let rounds = settings.rounds().draw(images, stream);
+                rounds.first().map(|round| (round.visible(), round.masked())).unwrap_or_default()
+            }
+        };
+        let mut masks = vec![ShownMask { hidden: vec![true; count], predicted: Vec::new() }; images];
+        for (image, patch) in visible.iter().map(|at| (*at as usize / count, *at as usize % count)) {
+            masks[image].hidden[patch] = false;
         }
-    }
-
-    /// Hidden patches of an image that are predicted.
-    #[must_use]
-    pub fn predicted(&self) -> usize {
-        match self {
-            Self::Capi(settings) => settings.predicted(),
+        for (image, patch) in predicted.iter().map(|at| (*at as usize / count, *at as usize % count)) {
+            masks[image].predicted.push(patch);
         }
+        Ok(masks)
     }
 }

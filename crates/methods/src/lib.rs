@@ -1,15 +1,15 @@
 //! The pre-training methods behind one trait.
 //!
 //! A [`Method`] owns its networks and says what one step computes; which one runs, with which settings, is a
-//! [`MethodConfig`]. Methods: [`capi`].
+//! [`MethodConfig`]. Methods: [`capi`], [`moca`].
 //!
 //! Invariants: a step changes no parameter; every trained tensor of [`Method::groups`] gets a gradient in every step;
-//! all draws come from named streams keyed by the step.
+//! all draws come from named streams keyed by the batch or the step.
 //! Not here: the loop, files, the optimizer (`trainer`, `checkpoint`, `optim`), and the parts methods are made of.
 //!
 //! ```
 //! use candle_core::{DType, Device};
-//! use occlude_methods::{Method, MethodConfig, capi::CapiConfig};
+//! use occlude_methods::{BatchSize, Method, MethodConfig, capi::CapiConfig};
 //! use occlude_random::Streams;
 //! use occlude_settings::Ruler;
 //! let mut config = CapiConfig::default();
@@ -17,7 +17,8 @@
 //! (config.predictor.dim, config.predictor.depth, config.predictor.heads) = (32, 1, 2);
 //! config.clustering.prototypes = 64;
 //! let ruler = Ruler { steps_per_epoch: 50.0, total_steps: 1000 };
-//! let checked = MethodConfig::Capi(Box::new(config)).check(32, 64, ruler)?;
+//! let batch = BatchSize { micro: 64, accumulate: 1 };
+//! let checked = MethodConfig::Capi(Box::new(config)).check(32, batch, ruler)?;
 //! let method = checked.build(Streams::new(0), DType::F32, &Device::Cpu)?;
 //! assert!(method.state().contains_key("student_ema.backbone.mask_token"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -26,6 +27,8 @@
 pub mod capi;
 mod choice;
 mod method;
+pub mod moca;
+mod stores;
 
-pub use choice::{CheckedMethod, MethodConfig};
-pub use method::{Method, StepContext, StepOutput, ViewBatch, Weights};
+pub use choice::{CheckedMethod, MethodConfig, ShownMask};
+pub use method::{BatchSize, Method, StepContext, StepOutput, ViewBatch, Weights};

@@ -1,6 +1,7 @@
 //! The trait every pre-training method implements, and what goes in and out of a step.
 
 use candle_core::Tensor;
+use occlude_distributed::{Collective, SingleProcess};
 use occlude_kernels::{Gradients, Result, StateDict};
 use occlude_optim::ParamGroup;
 use occlude_random::Streams;
@@ -15,13 +16,64 @@ pub struct ViewBatch {
     pub ids: Vec<u64>,
 }
 
+/// Images of an optimizer step in one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchSize {
+    /// Images of a micro-batch: what one call of [`Method::step`] is given.
+    pub micro: usize,
+    /// Micro-batches of an optimizer step.
+    pub accumulate: usize,
+}
+
+impl BatchSize {
+    /// Images that one step of the optimizer learns from.
+    #[must_use]
+    pub fn effective(self) -> usize {
+        self.micro.saturating_mul(self.accumulate)
+    }
+}
+
 /// What a method may know about the run during a step.
+///
+/// An optimizer step takes one or more micro-batches on each rank of a group of processes. Losses are means over all of
+/// them: the trainer averages gradients, and the schedules count optimizer steps.
 #[derive(Clone, Copy, Debug)]
-pub struct StepContext {
-    /// 0-based.
+pub struct StepContext<'a> {
+    /// The optimizer step, 0-based.
     pub step: u64,
-    /// Named random streams of the run; draws of a step are keyed by `step`.
+    /// The micro-batch within the step, 0-based.
+    pub micro: usize,
+    /// Micro-batches of a step.
+    pub micros: usize,
+    /// Named random streams of the run. Draws for the images of a batch are keyed by [`StepContext::batch_index`], draws
+    /// that are the same for all of an optimizer step by `step`.
     pub streams: Streams,
+    /// The other processes that train the same model. Every rank makes the same calls in the same order.
+    pub collective: &'a dyn Collective,
+}
+
+impl StepContext<'static> {
+    /// A step of one micro-batch in a single process.
+    #[must_use]
+    pub fn single(step: u64, streams: Streams) -> Self {
+        Self { step, micro: 0, micros: 1, streams, collective: &SingleProcess }
+    }
+}
+
+impl StepContext<'_> {
+    /// Whether this is the last micro-batch before the optimizer moves.
+    #[must_use]
+    pub fn is_last_micro(&self) -> bool {
+        self.micro + 1 >= self.micros
+    }
+
+    /// Number of this batch among all batches of the run: micro-batches count before steps, ranks before micro-batches.
+    /// The step, where a step is one batch of one process.
+    #[must_use]
+    pub fn batch_index(&self) -> u64 {
+        let micro = self.step.wrapping_mul(self.micros as u64).wrapping_add(self.micro as u64);
+        micro.wrapping_mul(self.collective.size() as u64).wrapping_add(self.collective.rank() as u64)
+    }
 }
 
 /// What one step gives: losses by name, numbers to log, gradients.
@@ -31,7 +83,7 @@ pub struct StepOutput {
     pub losses: Vec<(&'static str, f64)>,
     /// Other numbers to log (target entropy).
     pub metrics: Vec<(&'static str, f64)>,
-    /// Gradients of every trained parameter in [`Method::groups`].
+    /// Gradients of every trained parameter in [`Method::groups`], for this micro-batch alone.
     pub gradients: Gradients,
 }
 
@@ -49,17 +101,30 @@ pub trait Method {
     /// Short name, as in the config: `capi`.
     fn name(&self) -> &'static str;
 
-    /// Forward and backward of one batch. Changes no parameter.
-    ///
-    /// # Errors
-    /// A batch of the wrong shape, or a failing operator.
-    fn step(&mut self, batch: &ViewBatch, ctx: &StepContext) -> Result<StepOutput>;
-
-    /// What a method does after the optimizer (and the EMA that is part of its groups) has moved: codebooks.
+    /// What a method does before the last micro-batch of an optimizer step, right before [`Method::step`] is called with
+    /// the same `ctx`: a teacher that moves at the start of a step moves here. Nothing by default.
     ///
     /// # Errors
     /// A failing operator.
-    fn after_step(&mut self, ctx: &StepContext) -> Result<()>;
+    fn before_update(&mut self, ctx: &StepContext<'_>) -> Result<()> {
+        let _ = ctx;
+        Ok(())
+    }
+
+    /// Forward and backward of one micro-batch. Its losses are means over the batch. Changes no parameter, and nothing that
+    /// a second call with the same batch would read, so that a step that went wrong can be run again: running statistics
+    /// may move, a codebook moves in [`Method::after_step`].
+    ///
+    /// # Errors
+    /// A batch of the wrong shape, or a failing operator.
+    fn step(&mut self, batch: &ViewBatch, ctx: &StepContext<'_>) -> Result<StepOutput>;
+
+    /// What a method does after the optimizer (and the EMA that is part of its groups) has moved: codebooks. Called once
+    /// an optimizer step, with the `ctx` of its last micro-batch.
+    ///
+    /// # Errors
+    /// A failing operator.
+    fn after_step(&mut self, ctx: &StepContext<'_>) -> Result<()>;
 
     /// Trained parameters, their schedules and their averages. Called once, at the start.
     fn groups(&self) -> Vec<ParamGroup>;
@@ -75,4 +140,34 @@ pub trait Method {
 
     /// The frozen model that is evaluated and exported. Shares storage with the method: use it between steps.
     fn extractor(&self, weights: Weights) -> Box<dyn Extractor + '_>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BatchSize, StepContext};
+    use occlude_distributed::{Collective, InProcess};
+    use occlude_random::Streams;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_batch_of_a_run_has_a_number_of_its_own() {
+        let ranks = InProcess::group(2);
+        let mut seen = BTreeSet::new();
+        for (step, micro, rank) in
+            (0..4).flat_map(|step| (0..3).flat_map(move |micro| [(step, micro, 0), (step, micro, 1)]))
+        {
+            let collective: &dyn Collective = &ranks[rank];
+            let ctx = StepContext { step, micro, micros: 3, streams: Streams::new(0), collective };
+            assert!(seen.insert(ctx.batch_index()), "step {step}, micro-batch {micro}, rank {rank}");
+            assert_eq!(ctx.is_last_micro(), micro == 2);
+        }
+        assert_eq!(seen, (0..24).collect());
+        let single = StepContext::single(7, Streams::new(0));
+        assert_eq!((single.batch_index(), single.is_last_micro()), (7, true));
+    }
+
+    #[test]
+    fn a_step_learns_from_all_its_micro_batches() {
+        assert_eq!(BatchSize { micro: 64, accumulate: 4 }.effective(), 256);
+    }
 }

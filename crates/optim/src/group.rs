@@ -14,7 +14,7 @@ pub struct ParamGroup {
     /// Learning rate before the factor of each parameter.
     pub lr: Schedule,
     /// Weight decay before the factor of each parameter; decoupled, multiplied by the learning rate.
-    pub weight_decay: f64,
+    pub weight_decay: Schedule,
     /// Decays of the first and second moment.
     pub betas: (f64, f64),
     /// Added to the root of the second moment, outside the root.
@@ -36,7 +36,8 @@ impl ParamGroup {
     /// AdamW as CAPI sets it: betas (0.9, 0.95), eps 1e-8, weight decay 0.1, no averages.
     #[must_use]
     pub fn adamw(name: &'static str, params: &[Param], lr: Schedule) -> Self {
-        Self { name, params: params.to_vec(), lr, weight_decay: 0.1, betas: (0.9, 0.95), eps: 1e-8, ema: None }
+        let weight_decay = Schedule::constant(0.1);
+        Self { name, params: params.to_vec(), lr, weight_decay, betas: (0.9, 0.95), eps: 1e-8, ema: None }
     }
 
     /// The average of parameter `index`.
@@ -46,8 +47,8 @@ impl ParamGroup {
 
     /// Refuses settings outside their range, and averages that do not pair with the parameters.
     pub(crate) fn check(&self) -> Result<()> {
+        self.check_decay(0)?;
         let numbers = [
-            ("weight decay", self.weight_decay, self.weight_decay >= 0.0 && self.weight_decay.is_finite()),
             ("first beta", self.betas.0, (0.0..1.0).contains(&self.betas.0)),
             ("second beta", self.betas.1, (0.0..1.0).contains(&self.betas.1)),
             ("eps", self.eps, self.eps >= 0.0 && self.eps.is_finite()),
@@ -67,6 +68,14 @@ impl ParamGroup {
             return Err(refused(format!("{} has gaps: a contiguous tensor is needed", param.name)));
         }
         self.ema.as_ref().map_or(Ok(()), |ema| self.check_averages(ema))
+    }
+
+    /// Refuses a weight decay outside its range.
+    pub(crate) fn check_decay(&self, step: u64) -> Result<()> {
+        match self.weight_decay.at(step) {
+            decay if decay >= 0.0 && decay.is_finite() => Ok(()),
+            decay => Err(refused(format!("group {}: weight decay {decay} is out of range", self.name))),
+        }
     }
 
     fn check_averages(&self, ema: &Ema) -> Result<()> {

@@ -8,6 +8,9 @@ use occlude_kernels::{
 };
 use std::collections::HashSet;
 
+/// Added to the norm that a clipping factor divides by, as published recipes have it.
+const CLIP_EPS: f64 = 1e-6;
+
 /// What a step did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
@@ -67,7 +70,8 @@ struct Update<'a> {
 }
 
 impl Optimizer {
-    /// An optimizer of these groups. `clip` is the largest global gradient norm, over all groups together.
+    /// An optimizer of these groups. `clip` is the largest global gradient norm, over all groups together: gradients are
+    /// multiplied by `min(1, clip / (norm + 1e-6))`.
     ///
     /// # Errors
     /// Two groups of one name, settings out of range, averages that do not pair with their parameters, a tensor with
@@ -100,9 +104,10 @@ impl Optimizer {
     /// One step of every group at the schedules' values for `step`, then of every average.
     ///
     /// # Errors
-    /// A trained parameter without a gradient (named), a gradient of another shape, dtype or device or in the memory of
+    /// A weight decay that is negative or not finite, a trained parameter without a gradient (named), a gradient of another shape, dtype or device or in the memory of
     /// what it changes, or, with clipping, a gradient norm that is not finite. Nothing changes then.
     pub fn step(&mut self, gradients: &Gradients, step: u64) -> Result<StepReport> {
+        self.groups().try_for_each(|group| group.check_decay(step))?;
         let updates = self.groups.iter().map(|g| g.updates(gradients)).collect::<Result<Vec<_>>>()?;
         let (grad_scale, grad_norm) = self.clipping(&updates)?;
         let taken = self.groups.iter().map(|g| Taken::new(g.taken.count + 1)).collect::<Result<Vec<_>>>()?;
@@ -154,7 +159,7 @@ impl Optimizer {
         if !norm.is_finite() {
             return Err(refused(format!("the global gradient norm is {norm}")));
         }
-        Ok((if norm > clip { clip / norm } else { 1.0 }, Some(norm)))
+        Ok(((clip / (norm + CLIP_EPS)).min(1.0), Some(norm)))
     }
 
     fn report(&self, step: u64, grad_norm: Option<f64>) -> StepReport {
@@ -202,7 +207,7 @@ impl Stepped {
     }
 
     fn apply(&self, updates: &[Update<'_>], step: u64, taken: u64, grad_scale: f64) -> Result<()> {
-        let (group, lr) = (&self.group, self.group.lr.at(step));
+        let (group, lr, weight_decay) = (&self.group, self.group.lr.at(step), self.group.weight_decay.at(step));
         let momentum = group.ema.as_ref().map(|ema| ema.momentum.at(step));
         let mut updates = updates.iter();
         for (index, param) in group.params.iter().enumerate() {
@@ -214,7 +219,7 @@ impl Stepped {
             let Some(update) = updates.next() else { continue };
             let settings = AdamWStep {
                 lr: lr * update.factors.lr,
-                weight_decay: group.weight_decay * update.factors.wd,
+                weight_decay: weight_decay * update.factors.wd,
                 beta1: group.betas.0,
                 beta2: group.betas.1,
                 eps: group.eps,

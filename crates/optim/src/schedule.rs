@@ -55,7 +55,8 @@ impl ScheduleConfig {
         let allowed = format!("steps and a freeze of {freeze} steps must fit into the run of {total} steps");
         require("warmup", warmup, &allowed, |w| freeze.saturating_add(*w) <= total)?;
         let Self { start, base, end, truncate, .. } = *self;
-        Ok(Schedule { start, base, end, freeze, warmup, total, truncate, closed: false })
+        let steps = InSteps { start, base, end, freeze, warmup, total, truncate, closed: false };
+        Ok(Schedule { form: Form::Steps(steps) })
     }
 }
 
@@ -63,6 +64,18 @@ impl ScheduleConfig {
 /// of the public code.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
+    form: Form,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Form {
+    Steps(InSteps),
+    Epochs { curve: InEpochs, steps_per_epoch: f64 },
+}
+
+/// A straight line, then half a cosine wave, in whole steps.
+#[derive(Clone, Debug, PartialEq)]
+struct InSteps {
     start: f64,
     base: f64,
     end: f64,
@@ -72,6 +85,14 @@ pub struct Schedule {
     truncate: f64,
     /// Whether the cosine reaches its end at the last step, and not one step after it.
     closed: bool,
+}
+
+/// A curve over fractional epochs.
+#[derive(Clone, Debug, PartialEq)]
+enum InEpochs {
+    LinearCosine { peak: f64, warmup: f64, end: f64 },
+    Cosine { start: f64, end: f64, length: f64 },
+    Wave { start: f64, end: f64, length: f64 },
 }
 
 impl Schedule {
@@ -88,13 +109,46 @@ impl Schedule {
         Self::closed(0.0, base, 0.0, warmup, total)
     }
 
+    /// A straight line from 0 to `peak` over `warmup` epochs, then half a cosine that reaches 0 at epoch `end`, and 0 from
+    /// there on. Epochs are fractions, `step / ruler.steps_per_epoch`; the run may be shorter than `end`.
+    #[must_use]
+    pub fn linear_cosine(peak: f64, warmup: f64, end: f64, ruler: Ruler) -> Self {
+        Self::epochs(InEpochs::LinearCosine { peak, warmup, end }, ruler)
+    }
+
+    /// Half a cosine from `start` at epoch 0 to `end` at epoch `length`, and `end` from there on. Epochs are fractions.
+    #[must_use]
+    pub fn cosine(start: f64, end: f64, length: f64, ruler: Ruler) -> Self {
+        Self::epochs(InEpochs::Cosine { start, end, length }, ruler)
+    }
+
+    /// As [`Schedule::cosine`], but the wave goes on after epoch `length`: a longer run swings back towards `start`.
+    #[must_use]
+    pub fn cosine_wave(start: f64, end: f64, length: f64, ruler: Ruler) -> Self {
+        Self::epochs(InEpochs::Wave { start, end, length }, ruler)
+    }
+
     fn closed(start: f64, base: f64, end: f64, warmup: u64, total: u64) -> Self {
-        Self { start, base, end, freeze: 0, warmup, total, truncate: 1.0, closed: true }
+        let steps = InSteps { start, base, end, freeze: 0, warmup, total, truncate: 1.0, closed: true };
+        Self { form: Form::Steps(steps) }
+    }
+
+    fn epochs(curve: InEpochs, ruler: Ruler) -> Self {
+        Self { form: Form::Epochs { curve, steps_per_epoch: ruler.steps_per_epoch } }
     }
 
     /// The value at `step` (0-based); beyond the end, the final value.
     #[must_use]
     pub fn at(&self, step: u64) -> f64 {
+        match &self.form {
+            Form::Steps(steps) => steps.at(step),
+            Form::Epochs { curve, steps_per_epoch } => curve.at(step as f64 / steps_per_epoch),
+        }
+    }
+}
+
+impl InSteps {
+    fn at(&self, step: u64) -> f64 {
         if step >= self.total {
             return self.end;
         }
@@ -110,6 +164,26 @@ impl Schedule {
         let part = self.truncate * share(step - self.warmup, last);
         self.end + 0.5 * (self.base - self.end) * (1.0 + (std::f64::consts::PI * part).cos())
     }
+}
+
+impl InEpochs {
+    fn at(&self, epoch: f64) -> f64 {
+        match *self {
+            Self::LinearCosine { peak, warmup, .. } if epoch < warmup => peak * epoch / warmup,
+            Self::LinearCosine { end, .. } if epoch > end => 0.0,
+            Self::LinearCosine { peak, warmup, end } => peak * falling(epoch - warmup, end - warmup),
+            Self::Cosine { end, length, .. } if epoch > length => end,
+            Self::Cosine { start, end, length } | Self::Wave { start, end, length } => {
+                end - falling(epoch, length) * (end - start)
+            }
+        }
+    }
+}
+
+/// Half a cosine wave from 1 at 0 to 0 at `length`; 1 where there is no length.
+fn falling(at: f64, length: f64) -> f64 {
+    let part = if length > 0.0 { at / length } else { 0.0 };
+    0.5 * (1.0 + (std::f64::consts::PI * part).cos())
 }
 
 /// `i` of `last`; 0 where there is one value only.
@@ -171,6 +245,61 @@ mod tests {
                 let got = schedule.at(*step as u64);
                 assert!((got - value).abs() <= 1e-12 * scale, "{name} at {step}: {got} against {value}");
             }
+        }
+    }
+
+    #[test]
+    fn golden_moca_schedules() {
+        let Some(recipes) = set("moca").json("schedules.json") else { return };
+        let recipes = recipes.as_object().unwrap();
+        assert!(!recipes.is_empty());
+        for (name, recipe) in recipes {
+            let number = |field: &str| recipe["config"][field].as_f64().unwrap();
+            let length = number("max_epochs");
+            let end = (number("mul") * length).trunc();
+            assert_eq!(end, number("lr_epochs"), "{name}");
+            let rows = recipe["rows"].as_array().unwrap();
+            assert!(!rows.is_empty());
+            for row in rows {
+                let value = |field: &str| row[field].as_f64().unwrap();
+                // Step 1 of a run whose first epoch ends there lies at this epoch.
+                let epoch = value("epoch_float");
+                let (step, steps_per_epoch) = if epoch > 0.0 { (1, 1.0 / epoch) } else { (0, 1.0) };
+                let ruler = Ruler { steps_per_epoch, total_steps: 2 };
+                let (decay, last_decay) = (number("wd"), number("wd_end"));
+                for (field, schedule) in [
+                    ("lr", Schedule::linear_cosine(number("lr"), number("warmup"), end, ruler)),
+                    ("lr_wgen", Schedule::constant(number("lr_wgen"))),
+                    ("weight_decay", Schedule::cosine_wave(decay, last_decay, length, ruler)),
+                    ("weight_decay_wgen", Schedule::constant(decay)),
+                    ("teacher_momentum", Schedule::cosine(number("alpha"), 1.0, length, ruler)),
+                ] {
+                    let (got, expected) = (schedule.at(step), value(field));
+                    let scale = rows.iter().fold(0.0_f64, |most, row| most.max(row[field].as_f64().unwrap()));
+                    let close = (got - expected).abs() <= 1e-12 * scale;
+                    assert!(close, "{name}: {field} at {epoch}: {got} against {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn curves_over_epochs_hold_their_ends_for_any_length() {
+        let ruler = Ruler { steps_per_epoch: 2.5, total_steps: 100 };
+        let rate = Schedule::linear_cosine(0.5, 4.0, 12.0, ruler);
+        assert_eq!([0, 5, 10, 31, 1_000].map(|step| rate.at(step)), [0.0, 0.25, 0.5, 0.0, 0.0]);
+        assert!((rate.at(20) - 0.25).abs() < 1e-15 && rate.at(30) < 1e-15);
+        assert_eq!(
+            Schedule::linear_cosine(0.5, 0.0, 12.0, ruler).at(0),
+            0.5,
+            "without a warm-up the cosine starts at once"
+        );
+        let momentum = Schedule::cosine(0.9, 1.0, 8.0, ruler);
+        assert_eq!([20, 21, 1_000].map(|step| momentum.at(step)), [1.0; 3]);
+        let wave = Schedule::cosine_wave(0.1, 0.2, 8.0, ruler);
+        assert!((wave.at(40) - 0.1).abs() < 1e-15, "the wave is back where it started after twice its length");
+        for schedule in [Schedule::linear_cosine(0.5, 4.0, 4.0, ruler), Schedule::cosine_wave(0.1, 0.2, 0.0, ruler)] {
+            assert!((0..40).all(|step| schedule.at(step).is_finite()));
         }
     }
 

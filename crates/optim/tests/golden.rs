@@ -5,7 +5,7 @@
 use candle_core::{Tensor, Var};
 use occlude_golden::{Tensors, set};
 use occlude_kernels::{Factors, Gradients, Param, Role};
-use occlude_optim::{Ema, Optimizer, ParamGroup, ScheduleConfig};
+use occlude_optim::{Ema, Optimizer, ParamGroup, Schedule, ScheduleConfig};
 use occlude_settings::{Ruler, Span};
 use serde_json::Value;
 
@@ -38,7 +38,7 @@ fn params(weights: &Tensors, prefix: &str, optimizer: &Value) -> Vec<Param> {
 fn group(name: &'static str, params: &[Param], lr: &ScheduleConfig, settings: &Value, ruler: Ruler) -> ParamGroup {
     let number = |value: &Value| value.as_f64().unwrap();
     ParamGroup {
-        weight_decay: number(&settings["weight_decay"]),
+        weight_decay: Schedule::constant(number(&settings["weight_decay"])),
         betas: (number(&settings["betas"][0]), number(&settings["betas"][1])),
         eps: number(&settings["eps"]),
         ..ParamGroup::adamw(name, params, lr.check(ruler).unwrap())

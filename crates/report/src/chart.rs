@@ -92,6 +92,15 @@ impl Chart {
         Self { smooth: true, ..Self::new("Prediction loss", "", "steps", caption, curves) }
     }
 
+    /// The losses of whole images and of patches over steps, where assignments to the words of a codebook are predicted.
+    #[must_use]
+    pub fn assignment_losses(curves: Vec<Curve>) -> Self {
+        let caption = "How far the student's guess is from what the teacher makes of the other view of an image (image), and of \
+                       the patches of the same view (local). The teacher, its words and the temperature move along, so the \
+                       losses may rise while features improve.";
+        Self { smooth: true, ..Self::new("Losses", "", "steps", caption, curves) }
+    }
+
     /// The clustering loss over steps.
     #[must_use]
     pub fn clustering_loss(points: Vec<(f64, f64)>) -> Self {
@@ -111,7 +120,7 @@ impl Chart {
     /// Entropy of the targets over steps; `ceiling` is the entropy of no information, ln K.
     #[must_use]
     pub fn target_entropy(points: Vec<(f64, f64)>, ceiling: Option<f64>) -> Self {
-        let ceiling = ceiling.map(|value| Baseline { name: "all clusters equal, ln K".into(), value });
+        let ceiling = ceiling.map(|value| Baseline { name: "all alike, ln K".into(), value });
         Self {
             smooth: true,
             baselines: ceiling.into_iter().collect(),
@@ -119,8 +128,8 @@ impl Chart {
                 "Target entropy",
                 "nats",
                 "steps",
-                "Over how many clusters a target is spread: 0 means one cluster, ln K means all alike. A line that stays \
-                 near the ceiling says that there are too many prototypes for the batch.",
+                "Over how many clusters or words a target is spread: 0 means one, ln K means all alike. Near the ceiling targets \
+                 say little; if clusters stay there, they are too many for the batch.",
                 vec![Curve::new("entropy of a target", points)],
             )
         }

@@ -2,6 +2,7 @@
 
 use occlude_checkpoint::Retention;
 use occlude_kernels::Precision;
+use occlude_methods::BatchSize;
 use occlude_settings::{ConfigError, Ruler, Span, require};
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +12,11 @@ use serde::{Deserialize, Serialize};
 pub struct TrainConfig {
     /// Length of the run, in steps or epochs.
     pub length: Span,
-    /// Images of a step.
+    /// Images of a micro-batch: what is computed at once.
     pub batch: usize,
+    /// Micro-batches of a step. Their gradients are averaged: a step learns from `batch * accumulate` images in the memory
+    /// of `batch`.
+    pub accumulate: usize,
     /// How matrix products of a step are computed: `f32`, `bf16` or `f32x3`. Scores are computed in f32.
     pub precision: String,
     /// Largest global gradient norm; larger gradients are scaled down. Off where absent.
@@ -46,6 +50,7 @@ impl Default for TrainConfig {
         Self {
             length: Span::Steps(600),
             batch: 64,
+            accumulate: 1,
             precision: Precision::default().to_string(),
             clip: None,
             log_every: 10,
@@ -64,7 +69,7 @@ impl Default for CheckpointConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Training {
     steps: u64,
-    batch: usize,
+    batch: BatchSize,
     precision: Precision,
     clip: Option<f64>,
     log_every: u64,
@@ -81,6 +86,7 @@ impl TrainConfig {
     /// Names the field, relative to this table.
     pub fn check(&self, samples: usize) -> Result<Training, ConfigError> {
         require("batch", self.batch, "must be at least 1", |batch| *batch >= 1)?;
+        require("accumulate", self.accumulate, "must be between 1 and 65536", |n| (1..=65536).contains(n))?;
         require("log_every", self.log_every, "must be at least 1", |every| *every >= 1)?;
         let precision = self.precision.parse::<Precision>();
         let precision = precision
@@ -91,13 +97,14 @@ impl TrainConfig {
         if let Span::Percent(percent) = self.length {
             return Err(ConfigError::new("length.percent", percent, "must be given in steps or epochs"));
         }
-        let steps_per_epoch = samples as f64 / self.batch as f64;
+        let batch = BatchSize { micro: self.batch, accumulate: self.accumulate };
+        let steps_per_epoch = samples as f64 / batch.effective() as f64;
         let steps = self.length.steps("length", Ruler { steps_per_epoch, total_steps: 0 })?;
         require("length", steps, "must be at least one step", |steps| *steps >= 1)?;
         let ruler = Ruler { steps_per_epoch, total_steps: steps };
         let (save_every, save_seconds, retention) =
             self.checkpoint.check(ruler).map_err(|error| error.inside("checkpoint"))?;
-        let Self { batch, clip, log_every, .. } = *self;
+        let Self { clip, log_every, .. } = *self;
         Ok(Training { steps, batch, precision, clip, log_every, steps_per_epoch, save_every, save_seconds, retention })
     }
 }
@@ -126,9 +133,9 @@ impl Training {
         self.steps
     }
 
-    /// Images of a step.
+    /// Images of a micro-batch, and micro-batches of a step.
     #[must_use]
-    pub fn batch(&self) -> usize {
+    pub fn batch(&self) -> BatchSize {
         self.batch
     }
 
@@ -191,6 +198,14 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_has_fewer_steps_where_a_step_takes_more_images() {
+        let config = TrainConfig { length: Span::Epochs(4.0), batch: 10, accumulate: 3, ..Default::default() };
+        let training = config.check(300).unwrap();
+        assert_eq!((training.steps(), training.ruler().steps_per_epoch), (40, 10.0));
+        assert_eq!(training.batch().effective(), 30);
+    }
+
+    #[test]
     fn what_is_kept_for_ever_is_saved_first() {
         let (every, keep_every) = (Some(Span::Steps(4)), Some(Span::Steps(6)));
         let checkpoint = CheckpointConfig { every, minutes: None, keep_every, ..Default::default() };
@@ -206,6 +221,7 @@ mod tests {
         let keep = CheckpointConfig::default();
         for (field, config) in [
             ("batch", TrainConfig { batch: 0, ..plain.clone() }),
+            ("accumulate", TrainConfig { accumulate: 0, ..plain.clone() }),
             ("log_every", TrainConfig { log_every: 0, ..plain.clone() }),
             ("precision", TrainConfig { precision: "f16".into(), ..plain.clone() }),
             ("clip", TrainConfig { clip: Some(f64::NAN), ..plain.clone() }),

@@ -78,6 +78,9 @@ pub enum Error {
     /// The method or the optimizer refused.
     #[error(transparent)]
     Method(#[from] occlude_kernels::Error),
+    /// The ranks of the run could not agree, or one is gone.
+    #[error(transparent)]
+    Collective(#[from] occlude_distributed::Error),
     /// A probe failed.
     #[error("probe after step {step}: {source}")]
     Probe {

@@ -56,9 +56,9 @@ pub struct StepRow {
     pub step: u64,
     /// Passes over the training set done.
     pub epoch: f64,
-    /// Losses by name.
+    /// Losses by name; means over the micro-batches of the step.
     pub losses: Named,
-    /// Other numbers of the method.
+    /// Other numbers of the method; means likewise.
     pub metrics: Named,
     /// Learning rate of each parameter group.
     pub lr: Named,

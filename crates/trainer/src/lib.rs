@@ -31,6 +31,7 @@ mod sinks;
 mod state;
 mod stop;
 mod summary;
+mod total;
 mod trainer;
 
 pub use config::{CheckpointConfig, TrainConfig, Training};

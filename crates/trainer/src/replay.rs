@@ -5,6 +5,7 @@ use crate::state::{Identity, differences};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use occlude_checkpoint::{Checkpoint, Checkpoints, CommitError, Retention};
+use occlude_distributed::SingleProcess;
 use occlude_kernels::{Gradients, Precision, StateDict};
 use occlude_methods::{Method, StepContext, StepOutput, ViewBatch};
 use occlude_optim::{Optimizer, ParamGroup};
@@ -20,6 +21,8 @@ const KEPT: usize = 3;
 #[derive(Debug, Serialize, Deserialize)]
 struct Bundle {
     step: u64,
+    micro: usize,
+    micros: usize,
     seed: u64,
     ids: Vec<u64>,
     what: String,
@@ -34,6 +37,10 @@ struct Bundle {
 pub struct Replay {
     /// The step, 0-based.
     pub step: u64,
+    /// The micro-batch within the step, 0-based.
+    pub micro: usize,
+    /// Micro-batches of a step.
+    pub micros: usize,
     /// Seed of the run.
     pub seed: u64,
     /// Index of each sample in the training set.
@@ -48,8 +55,8 @@ pub struct Replay {
     pub bad_gradients: Vec<String>,
 }
 
-/// Loads the state in `bundle` (a folder `replay/step-*` of a run) into `method` and runs the stored step again, in the
-/// precision of the run.
+/// Loads the state in `bundle` (a folder `replay/step-*` of a run) into `method` and runs the stored micro-batch again, in
+/// the precision of the run.
 /// Nothing is written and no optimizer is involved. `identity` is that of the run, as in `Trainer::identity`, with
 /// its `seed`.
 ///
@@ -70,14 +77,17 @@ pub fn replay(
     let tensors = stored.load("batch", device)?;
     let views = (0..tensors.len()).map_while(|index| tensors.get(&view_name(index)).cloned()).collect();
     let batch = ViewBatch { views, ids: state.ids };
-    let ctx = StepContext { step: state.step, streams: Streams::new(state.seed) };
+    let Bundle { step, micro, micros, .. } = state;
+    let ctx = StepContext { step, micro, micros, streams: Streams::new(state.seed), collective: &SingleProcess };
     let output = {
         let _scope = state.precision.parse::<Precision>()?.scope();
         method.step(&batch, &ctx)?
     };
     let bad_gradients = bad_gradients(&method.groups(), &output.gradients)?;
     Ok(Replay {
-        step: state.step,
+        step,
+        micro,
+        micros,
         seed: state.seed,
         ids: batch.ids,
         stored: state.what,
@@ -87,25 +97,27 @@ pub fn replay(
     })
 }
 
-/// The state before a step and what went into it.
+/// The state before a micro-batch and what went into it.
 pub(crate) struct Suspect<'a> {
     pub(crate) folder: &'a Path,
     pub(crate) method: &'a dyn Method,
     pub(crate) optimizer: &'a Optimizer,
     pub(crate) batch: &'a ViewBatch,
     pub(crate) output: &'a StepOutput,
-    pub(crate) ctx: &'a StepContext,
+    pub(crate) ctx: &'a StepContext<'a>,
     pub(crate) identity: &'a Identity,
     pub(crate) precision: Precision,
 }
 
 impl Suspect<'_> {
-    /// Stores the step. The method has not moved since: its state is the one before the step.
+    /// Stores the micro-batch with the state of the method: what it reads has not moved since it was run.
     pub(crate) fn store(&self, what: &str) -> Result<PathBuf, CommitError> {
         let views: StateDict =
             self.batch.views.iter().enumerate().map(|(index, view)| (view_name(index), view.clone())).collect();
         let bundle = Bundle {
             step: self.ctx.step,
+            micro: self.ctx.micro,
+            micros: self.ctx.micros,
             seed: self.ctx.streams.seed(),
             ids: self.batch.ids.clone(),
             what: what.to_owned(),

@@ -9,10 +9,13 @@ use crate::sinks::Sink;
 use crate::state::{RunState, differences};
 use crate::stop::Stop;
 use crate::summary::Summary;
+use crate::total::Total;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use occlude_checkpoint::{Checkpoint, Checkpoints, CommitError, RunDir};
 use occlude_data::{Batch, Loader};
+use occlude_distributed::{Collective, SingleProcess};
+use occlude_kernels::StateDict;
 use occlude_methods::{Method, StepContext, StepOutput, ViewBatch};
 use occlude_optim::{Optimizer, StepReport};
 use occlude_random::Streams;
@@ -20,9 +23,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Where batches come from. The batch of a step must depend on the seed and the step alone.
+/// Where micro-batches come from, in order: those of a step one after the other. Each must depend on the seed and its
+/// number alone.
 pub trait Batches {
-    /// The batch of the next step; waits until it is made.
+    /// The next micro-batch; waits until it is made.
     ///
     /// # Errors
     /// It cannot be made; the run ends.
@@ -58,6 +62,15 @@ pub struct Trainer<'a> {
     pub probes: Vec<Box<dyn Probe + 'a>>,
     /// A wish to stop.
     pub stop: Stop,
+    /// The ranks that train one model, each in a run of its own; a single process by default.
+    ///
+    /// All ranks begin with the state of rank 0 and step by the mean of their gradients, so they stay equal. Rank 0 alone
+    /// uses the folder of the run, its sinks and its probes; a wish to stop on any rank stops all. An error on one rank
+    /// ends the run there, and on the others as a lost rank.
+    ///
+    /// Each rank brings its own share of the data: its micro-batch `i` is number `i * size + rank` of all. Not there yet
+    /// for several ranks: what starts them, lengths in epochs (they count the images of one rank), and stored steps.
+    pub collective: Box<dyn Collective + 'a>,
 }
 
 /// Which way a run ended well.
@@ -78,14 +91,14 @@ pub struct Outcome {
     pub step: u64,
     /// Steps that were done before this start.
     pub resumed: Option<u64>,
-    /// The newest checkpoint.
+    /// The newest checkpoint; none on a rank other than 0, which keeps none.
     pub checkpoint: PathBuf,
     /// The numbers of the run so far, with every score that a probe gave. Not written yet.
     pub summary: Summary,
 }
 
 impl<'a> Trainer<'a> {
-    /// A run without sinks and probes, stopped by nothing.
+    /// A run in one process, without sinks and probes, stopped by nothing.
     #[must_use]
     pub fn new(run: &'a RunDir, training: Training, streams: Streams, device: Device) -> Self {
         let checkpoints = run.checkpoints(training.retention());
@@ -100,28 +113,67 @@ impl<'a> Trainer<'a> {
             sinks: Vec::new(),
             probes: Vec::new(),
             stop: Stop::new(),
+            collective: Box::new(SingleProcess),
         }
     }
 
     /// Trains `method` to the end of the run, from the newest checkpoint if there is one. `batches` is asked for a
-    /// source that begins with the batch of the given step.
+    /// source that begins with the given micro-batch: the first of the next step, where each takes
+    /// `train.accumulate` of them.
     ///
     /// # Errors
-    /// See [`Error`]. Where a batch cannot be made, the steps done are saved before the error is returned; in every
-    /// other case the newest checkpoint stands.
+    /// See [`Error`]. Where the first micro-batch of a step cannot be made, the steps done are saved before the error is
+    /// returned; in every other case the newest checkpoint stands.
     pub fn run<B: Batches>(
         mut self,
         method: &mut dyn Method,
         batches: impl FnOnce(u64) -> occlude_data::Result<B>,
     ) -> Result<Outcome> {
         self.identity.insert("seed".to_owned(), self.streams.seed().to_string());
+        if self.collective.size() > 1 {
+            self.identity.insert("ranks".to_owned(), self.collective.size().to_string());
+        }
+        if !self.leads() {
+            self.sinks.clear();
+            self.probes.clear();
+        }
         let optimizer = Optimizer::new(method.groups(), self.training.clip())?;
         let mut running = Running::begin(self, method, optimizer)?;
         if running.done < running.setup.training.steps() {
-            let mut batches = batches(running.done)?;
+            let micros = running.setup.training.batch().accumulate as u64;
+            let mut batches = batches(running.done.saturating_mul(micros))?;
             running.go(&mut batches)?;
         }
         running.end()
+    }
+
+    /// Whether this rank uses the folder of the run.
+    fn leads(&self) -> bool {
+        self.collective.rank() == 0
+    }
+
+    fn context(&self, step: u64, micro: usize) -> StepContext<'_> {
+        let micros = self.training.batch().accumulate;
+        StepContext { step, micro, micros, streams: self.streams, collective: &*self.collective }
+    }
+
+    /// The newest checkpoint, in a folder that was tidied up.
+    fn newest(&self) -> Result<Option<Checkpoint>> {
+        self.checkpoints.recover()?;
+        if self.fresh {
+            self.checkpoints.clear()?;
+            Checkpoints::new(self.run.replay_dir(), self.training.retention()).clear()?;
+        }
+        newest(&self.checkpoints)
+    }
+
+    /// Whether any rank wishes to stop.
+    fn stops(&self) -> Result<bool> {
+        if self.collective.size() == 1 {
+            return Ok(self.stop.requested());
+        }
+        let wish = Tensor::new(u32::from(self.stop.requested()), &Device::Cpu)?;
+        Ok(self.collective.all_reduce(&wish)?.to_scalar::<u32>()? > 0)
     }
 }
 
@@ -133,6 +185,8 @@ struct Running<'a, 'm> {
     clock: Clock,
     /// Steps done.
     done: u64,
+    /// Whether micro-batches of the next step have been run: running statistics may have moved.
+    within: bool,
     resumed: Option<u64>,
     /// The newest checkpoint and the steps done when it was written.
     saved: Option<(u64, PathBuf)>,
@@ -145,18 +199,14 @@ struct Running<'a, 'm> {
 impl<'a, 'm> Running<'a, 'm> {
     /// Finds out where the run stands and brings everything there: weights, moments, files.
     fn begin(setup: Trainer<'a>, method: &'m mut dyn Method, optimizer: Optimizer) -> Result<Self> {
-        setup.checkpoints.recover()?;
-        if setup.fresh {
-            setup.checkpoints.clear()?;
-            Checkpoints::new(setup.run.replay_dir(), setup.training.retention()).clear()?;
-        }
-        let checkpoint = newest(&setup.checkpoints)?;
+        let checkpoint = if setup.leads() { setup.newest()? } else { None };
         let mut running = Self {
             setup,
             method,
             optimizer,
             clock: Clock::start(Spent::default()),
             done: 0,
+            within: false,
             resumed: None,
             saved: None,
             saved_at: Instant::now(),
@@ -168,6 +218,7 @@ impl<'a, 'm> Running<'a, 'm> {
             Some(checkpoint) => running.resume(&checkpoint)?,
             None => running.rewind(&BTreeMap::new())?,
         }
+        running.follow_first_rank()?;
         running.tell_start()?;
         // A run resumed after 0 steps has these scores already.
         if running.resumed.is_none() {
@@ -196,6 +247,25 @@ impl<'a, 'm> Running<'a, 'm> {
         Ok(())
     }
 
+    /// Brings every rank to where rank 0 stands.
+    fn follow_first_rank(&mut self) -> Result<()> {
+        let collective = &*self.setup.collective;
+        if collective.size() == 1 {
+            return Ok(());
+        }
+        let stand = Tensor::new(&[self.done, self.resumed.is_some().into()].map(|n: u64| n as i64), &Device::Cpu)?;
+        let stand = collective.broadcast(&stand, 0)?.to_vec1::<i64>()?;
+        let method = of_first_rank(collective, &self.method.state())?;
+        let optimizer = of_first_rank(collective, &self.optimizer.state())?;
+        if !self.setup.leads() {
+            self.method.load(&method)?;
+            self.optimizer.load(&optimizer)?;
+            self.done = stand[0] as u64;
+            self.resumed = (stand[1] != 0).then_some(self.done);
+        }
+        Ok(())
+    }
+
     /// Cuts every file back; a file that the checkpoint does not know starts anew.
     fn rewind(&mut self, files: &BTreeMap<String, u64>) -> Result<()> {
         self.setup.sinks.iter_mut().try_for_each(|sink| {
@@ -212,12 +282,13 @@ impl<'a, 'm> Running<'a, 'm> {
 
     /// Steps until the end or a wish to stop.
     fn go(&mut self, batches: &mut dyn Batches) -> Result<()> {
-        while self.done < self.setup.training.steps() && !self.setup.stop.requested() {
+        while self.done < self.setup.training.steps() && !self.setup.stops()? {
             if let Err(error) = self.advance(batches) {
                 return Err(self.saved_if_sound(error));
             }
             self.probe()?;
-            if self.setup.training.saves(self.done, self.saved_at.elapsed().as_secs_f64()) {
+            let due = self.setup.training.saves(self.done, self.saved_at.elapsed().as_secs_f64());
+            if due && self.setup.leads() {
                 self.save()?;
             }
         }
@@ -226,27 +297,61 @@ impl<'a, 'm> Running<'a, 'm> {
 
     /// One step of the run.
     fn advance(&mut self, batches: &mut dyn Batches) -> Result<()> {
-        let began = Instant::now();
-        let batch = batches.next()?;
-        let waited = began.elapsed();
-        self.note_corrupt(&batch);
-        let batch = to_views(batch, &self.setup.device)?;
-        let ctx = StepContext { step: self.done, streams: self.setup.streams };
+        let (began, mut waited, mut images) = (Instant::now(), Duration::ZERO, 0);
+        let micros = self.setup.training.batch().accumulate;
+        let mut total = Total::new(micros);
+        for micro in 0..micros {
+            let asked = Instant::now();
+            let batch = batches.next()?;
+            waited += asked.elapsed();
+            self.note_corrupt(&batch);
+            let batch = to_views(batch, &self.setup.device)?;
+            images += batch.ids.len();
+            total.add(self.micro_batch(&batch, micro)?, &self.optimizer)?;
+        }
+        let output = total.over_ranks(&*self.setup.collective, &self.optimizer)?;
+        let report = self.optimizer.step(&output.gradients, self.done)?;
+        self.method.after_step(&self.setup.context(self.done, micros - 1))?;
+        self.done += 1;
+        self.within = false;
+        self.record(&output, &report, images * self.setup.collective.size(), (began.elapsed(), waited))
+    }
+
+    /// Losses and gradients of one micro-batch; all are finite.
+    fn micro_batch(&mut self, batch: &ViewBatch, micro: usize) -> Result<StepOutput> {
+        self.within = true;
+        let ctx = self.setup.context(self.done, micro);
+        if ctx.is_last_micro() {
+            self.method.before_update(&ctx)?;
+        }
         let output = {
             // Scores and the optimizer are outside: they are f32 in every precision.
             let _scope = self.setup.training.precision().scope();
-            self.method.step(&batch, &ctx)?
+            self.method.step(batch, &ctx)?
         };
-        self.refuse_not_finite(&batch, &output, &ctx)?;
-        let report = self.optimizer.step(&output.gradients, self.done)?;
-        self.method.after_step(&ctx)?;
-        self.done += 1;
-        self.record(&output, &report, batch.ids.len(), (began.elapsed(), waited))
+        self.refuse_not_finite(batch, &output, &ctx)?;
+        Ok(output)
     }
 
-    /// Ends the run if a loss or gradient is not finite, before anything has moved.
-    fn refuse_not_finite(&self, batch: &ViewBatch, output: &StepOutput, ctx: &StepContext) -> Result<()> {
-        let Some(what) = not_finite(output, &self.optimizer)? else { return Ok(()) };
+    /// Ends the run if a loss or gradient is not finite, before the optimizer has moved.
+    fn refuse_not_finite(&self, batch: &ViewBatch, output: &StepOutput, ctx: &StepContext<'_>) -> Result<()> {
+        let Some(mut what) = not_finite(output, &self.optimizer)? else { return Ok(()) };
+        if ctx.micros > 1 {
+            what = format!("{what} in micro-batch {} of {}", ctx.micro + 1, ctx.micros);
+        }
+        let bundle = self.stored(&what, batch, output, ctx);
+        let checkpoint = match &self.saved {
+            Some((step, _)) => format!("the checkpoint after step {step} stands"),
+            None => "there was no checkpoint yet".to_owned(),
+        };
+        Err(Error::NonFinite { step: ctx.step, what, checkpoint, bundle })
+    }
+
+    /// Stores a micro-batch that went wrong, and says where and how to run it again.
+    fn stored(&self, what: &str, batch: &ViewBatch, output: &StepOutput, ctx: &StepContext<'_>) -> String {
+        if ctx.collective.size() > 1 {
+            return "A step of several ranks is not stored".to_owned();
+        }
         let suspect = Suspect {
             folder: &self.setup.run.replay_dir(),
             method: self.method,
@@ -257,12 +362,7 @@ impl<'a, 'm> Running<'a, 'm> {
             identity: &self.setup.identity,
             precision: self.setup.training.precision(),
         };
-        let bundle = instructions(suspect.store(&what));
-        let checkpoint = match &self.saved {
-            Some((step, _)) => format!("the checkpoint after step {step} stands"),
-            None => "there was no checkpoint yet".to_owned(),
-        };
-        Err(Error::NonFinite { step: ctx.step, what, checkpoint, bundle })
+        instructions(suspect.store(what))
     }
 
     fn note_corrupt(&mut self, batch: &Batch) {
@@ -339,6 +439,8 @@ impl<'a, 'm> Running<'a, 'm> {
     /// Saves before a run ends by an error from outside: a batch that cannot be made is no reason to lose steps.
     fn saved_if_sound(&mut self, error: Error) -> Error {
         if matches!(error, Error::Data(_))
+            && !self.within
+            && self.setup.leads()
             && !self.is_saved()
             && self.done > 0
             && let Err(second) = self.save()
@@ -349,7 +451,7 @@ impl<'a, 'm> Running<'a, 'm> {
     }
 
     fn end(mut self) -> Result<Outcome> {
-        if !self.is_saved() {
+        if self.setup.leads() && !self.is_saved() {
             self.save()?;
         }
         tell(&mut self.setup.sinks, &Event::Ended { step: self.done })?;
@@ -371,6 +473,11 @@ impl<'a, 'm> Running<'a, 'm> {
             scores: self.scores.clone(),
         }
     }
+}
+
+/// Rank 0's tensors under the names of this rank's.
+fn of_first_rank(collective: &dyn Collective, state: &StateDict) -> Result<StateDict> {
+    state.iter().map(|(name, tensor)| Ok((name.clone(), collective.broadcast(tensor, 0)?))).collect()
 }
 
 /// The newest whole checkpoint. Where all are damaged, starting over must be asked for: it would cost the run.

@@ -1,9 +1,10 @@
-//! Transformer blocks: self-attention in an encoder, cross-attention in a predictor.
+//! Transformer blocks: self-attention in an encoder or a decoder, cross-attention in a predictor.
 
-use crate::{DropPath, GroupFactors, Kept, Positions};
+use crate::parts::biased;
+use crate::{DropPath, GroupFactors, Kept, Positions, layer_norm_weights, linear_map, linear_weight};
 use candle_core::Tensor;
 use occlude_kernels::{
-    Affine, BlockOptions, BlockWeights, Branch, Factors, Init, NormWeights, Result, Scope, Visibility, block,
+    Affine, BlockOptions, BlockWeights, Branch, Error, Factors, Init, NormWeights, Result, Scope, Visibility, block,
     frequency_table,
 };
 
@@ -27,36 +28,47 @@ pub struct BlockShape {
     pub recompute: bool,
 }
 
-/// `x + attention(norm(x))`, then `x + mlp(norm(x))`, with RMS norms and without biases. Keys and values come from the
-/// normed tokens themselves ([`Block::forward`]) or from a context that is normed already ([`Block::attend`]).
+/// The norms and biases of a block, and what its parameters are called.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BlockKind {
+    /// RMS norms and no biases. Names are those of the official CAPI checkpoints (`residual1.norm.weight`,
+    /// `residual1.fn.q_proj.weight`, ..).
+    Rms(GroupFactors),
+    /// Layer norms and biases. Names are the usual ones (`norm1`, `attn.proj`, `norm2`, `mlp.fc1`, `mlp.fc2`), except that
+    /// the matrix of queries, keys and values is held as three (`attn.q`, `attn.k`, `attn.v`). They are drawn as if it were
+    /// one: Xavier uniform over [3 * dim, dim].
+    Layer,
+}
+
+/// `x + attention(norm(x))`, then `x + mlp(norm(x))`. Keys and values come from the normed tokens themselves
+/// ([`Block::forward`], [`Block::mix`]) or from a context that is normed already ([`Block::attend`]).
 #[derive(Clone, Debug)]
 pub struct Block {
     weights: BlockWeights,
-    table: Option<Tensor>, // [2, head_dim]; none where positions are learned
+    table: Option<Tensor>, // [2, head_dim]; none where positions are learned or fixed
     heads: usize,
     recompute: bool,
 }
 
 impl Block {
-    /// A block of this shape.
+    /// A block of this shape and kind.
     ///
     /// # Errors
     /// A name exists already.
-    pub fn new(scope: &mut Scope<'_>, shape: BlockShape, factors: GroupFactors) -> Result<Self> {
+    pub fn new(scope: &mut Scope<'_>, shape: BlockShape, kind: BlockKind) -> Result<Self> {
         let BlockShape { dim, context, heads, hidden, encoded, recompute } = shape;
-        let mut first = scope.sub("residual1");
-        let norm1 = norm(&mut first.sub("norm"), dim, factors)?;
-        let mut attention = first.sub("fn");
-        let queries = linear(&mut attention, "q_proj", dim, dim)?;
-        let keys = linear(&mut attention, "k_proj", dim, context)?;
-        let values = linear(&mut attention, "v_proj", dim, context)?;
-        let projection = linear(&mut attention, "proj", dim, dim)?;
+        let names = kind.names();
+        let norm1 = kind.norm(scope, names.norm1, dim)?;
+        let mut attention = scope.sub(names.attention);
+        let queries = kind.third(&mut attention, names.thirds[0], dim, dim)?;
+        let keys = kind.third(&mut attention, names.thirds[1], dim, context)?;
+        let values = kind.third(&mut attention, names.thirds[2], dim, context)?;
+        let projection = kind.linear(&mut attention, "proj", dim, dim)?;
         let table = encoded.then(|| table(&mut attention, dim / heads)).transpose()?;
-        let mut second = scope.sub("residual2");
-        let norm2 = norm(&mut second.sub("norm"), dim, factors)?;
-        let mut mlp = second.sub("fn");
-        let expand = linear(&mut mlp, "fc1", hidden, dim)?;
-        let contract = linear(&mut mlp, "fc2", dim, hidden)?;
+        let norm2 = kind.norm(scope, names.norm2, dim)?;
+        let mut mlp = scope.sub(names.mlp);
+        let expand = kind.linear(&mut mlp, "fc1", hidden, dim)?;
+        let contract = kind.linear(&mut mlp, "fc2", dim, hidden)?;
         let weights = BlockWeights { norm1, queries, keys, values, projection, norm2, expand, contract };
         Ok(Self { weights, table, heads, recompute })
     }
@@ -78,7 +90,15 @@ impl Block {
     /// # Errors
     /// Another width, or positions of other tokens.
     pub fn forward(&self, x: &Tensor, positions: &Positions, drop: &mut DropPath) -> Result<Tensor> {
-        self.run(x, positions, None, positions, drop)
+        self.run(x, None, Some((positions, positions)), drop)
+    }
+
+    /// Self-attention of tokens that carry their positions themselves.  [batch, tokens, dim] -> [batch, tokens, dim]
+    ///
+    /// # Errors
+    /// Another width, or a block that encodes positions.
+    pub fn mix(&self, x: &Tensor, drop: &mut DropPath) -> Result<Tensor> {
+        self.run(x, None, None, drop)
     }
 
     /// Cross-attention to `context`.
@@ -94,24 +114,25 @@ impl Block {
         context_positions: &Positions,
         drop: &mut DropPath,
     ) -> Result<Tensor> {
-        self.run(x, positions, Some(context), context_positions, drop)
+        self.run(x, Some(context), Some((positions, context_positions)), drop)
     }
 
+    /// `positions` are those of the tokens and of what they attend to.
     fn run(
         &self,
         x: &Tensor,
-        positions: &Positions,
         context: Option<&Tensor>,
-        context_positions: &Positions,
+        positions: Option<(&Positions, &Positions)>,
         drop: &mut DropPath,
     ) -> Result<Tensor> {
         let batch = x.dim(0)?;
         let branches = [branch(drop.next(batch)?), branch(drop.next(batch)?)];
         let images = branches[0].images.as_deref();
-        let both = |table: &Tensor| -> Result<_> {
-            Ok((positions.angles(table, images)?, context_positions.angles(table, images)?))
+        let angles = match (&self.table, positions) {
+            (None, _) => None,
+            (Some(table), Some((own, others))) => Some((own.angles(table, images)?, others.angles(table, images)?)),
+            (Some(_), None) => return Err(Error::argument("block", "encodes positions, and was given none")),
         };
-        let angles = self.table.as_ref().map(both).transpose()?;
         let Self { heads, recompute, .. } = *self;
         let options = BlockOptions { heads, angles, visibility: Visibility::All, branches, recompute };
         block(x, context, &self.weights, options)
@@ -141,12 +162,50 @@ fn table(scope: &mut Scope<'_>, head_dim: usize) -> Result<Tensor> {
     scope.sub("rope").constant("freqs", &[2, head_dim], &Init::Values(frequency_table(head_dim)?))
 }
 
-fn norm(scope: &mut Scope<'_>, dim: usize, factors: GroupFactors) -> Result<NormWeights> {
-    let factors = Factors { lr: 1.0, wd: factors.norm_wd };
-    let weight = scope.trained("weight", &[dim], &Init::Constant(1.0), factors)?;
-    Ok(NormWeights { weight, bias: None, centred: false, eps: NORM_EPS })
+/// What the parameters of a block are called.
+struct Names {
+    norm1: &'static str,
+    attention: &'static str,
+    thirds: [&'static str; 3],
+    norm2: &'static str,
+    mlp: &'static str,
 }
 
-fn linear(scope: &mut Scope<'_>, name: &str, outputs: usize, inputs: usize) -> Result<Affine> {
-    Ok(Affine { weight: crate::linear_weight(scope, name, outputs, inputs)?, bias: None })
+impl BlockKind {
+    fn names(self) -> Names {
+        match self {
+            Self::Rms(_) => Names {
+                norm1: "residual1.norm",
+                attention: "residual1.fn",
+                thirds: ["q_proj", "k_proj", "v_proj"],
+                norm2: "residual2.norm",
+                mlp: "residual2.fn",
+            },
+            Self::Layer => {
+                Names { norm1: "norm1", attention: "attn", thirds: ["q", "k", "v"], norm2: "norm2", mlp: "mlp" }
+            }
+        }
+    }
+
+    fn norm(self, scope: &mut Scope<'_>, name: &str, dim: usize) -> Result<NormWeights> {
+        let Self::Rms(factors) = self else { return layer_norm_weights(scope, name, dim) };
+        let factors = Factors { lr: 1.0, wd: factors.norm_wd };
+        let weight = scope.sub(name).trained("weight", &[dim], &Init::Constant(1.0), factors)?;
+        Ok(NormWeights { weight, bias: None, centred: false, eps: NORM_EPS })
+    }
+
+    fn linear(self, scope: &mut Scope<'_>, name: &str, outputs: usize, inputs: usize) -> Result<Affine> {
+        match self {
+            Self::Rms(_) => Ok(Affine { weight: linear_weight(scope, name, outputs, inputs)?, bias: None }),
+            Self::Layer => linear_map(scope, name, outputs, inputs),
+        }
+    }
+
+    /// The map to queries, keys or values.
+    fn third(self, scope: &mut Scope<'_>, name: &str, outputs: usize, inputs: usize) -> Result<Affine> {
+        match self {
+            Self::Rms(_) => self.linear(scope, name, outputs, inputs),
+            Self::Layer => biased(scope, name, [outputs, inputs], &Init::xavier_uniform(inputs, 3 * outputs)),
+        }
+    }
 }

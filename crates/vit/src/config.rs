@@ -174,7 +174,8 @@ pub fn check_heads(dim: usize, heads: usize, position: PositionKind) -> Result<(
     Ok(())
 }
 
-fn check_mlp_ratio(ratio: f64, dim: usize) -> Result<usize, ConfigError> {
+/// Units of an MLP over a width of `dim`.
+pub(crate) fn check_mlp_ratio(ratio: f64, dim: usize) -> Result<usize, ConfigError> {
     let hidden = (dim as f64 * ratio) as usize;
     let allowed = format!("must be positive, at most {MOST_MLP_RATIO}, and give at least one unit");
     require("mlp_ratio", ratio, &allowed, |r| *r > 0.0 && *r <= MOST_MLP_RATIO && hidden >= 1)?;

@@ -1,6 +1,5 @@
 //! Patch embedding: a convolution whose kernel is its stride, as one linear over the pixels of each patch.
 
-use crate::GroupFactors;
 use candle_core::{DType, Tensor, WithDType};
 use occlude_kernels::{Error, Factors, Init, Result, Scope, gather_rows, linear};
 use occlude_masking::Grid;
@@ -14,13 +13,12 @@ pub struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// An embedding of patches of `patch` x `patch` pixels into width `dim`.
+    /// An embedding of patches of `patch` x `patch` pixels into width `dim`; `lr` multiplies its learning rate.
     ///
     /// # Errors
     /// A name exists already.
-    pub fn new(scope: &mut Scope<'_>, dim: usize, patch: usize, factors: GroupFactors) -> Result<Self> {
+    pub fn new(scope: &mut Scope<'_>, dim: usize, patch: usize, lr: f64) -> Result<Self> {
         let pixels = 3 * patch * patch;
-        let lr = factors.patch_embed_lr;
         let init = Init::xavier_uniform(pixels, dim);
         let weight = scope.trained("weight", &[dim, 3, patch, patch], &init, Factors { lr, wd: 1.0 })?;
         let init = Init::Uniform { bound: 1.0 / (pixels as f64).sqrt() };

@@ -15,6 +15,29 @@ pub struct Features {
     pub registers: Option<Tensor>,
     /// One vector an image that the model itself offers (CAPI: predictor pooling), if any.  [batch, width]
     pub global: Option<Tensor>,
+    /// `patches` before the encoder's final norm, where [`Extras::before_norm`] asked and the model can.
+    /// [batch, patches, dim]
+    pub before_norm: Option<Tensor>,
+    /// Class tokens of the last blocks, first to last, each through the encoder's final norm, where [`Extras::class_blocks`]
+    /// asked and the model has a class token.  [batch, blocks, dim]
+    pub class: Option<Tensor>,
+}
+
+impl Features {
+    /// Patches alone, as [`Features::patches`]; set what else the model has.
+    #[must_use]
+    pub fn new(grid: Grid, patches: Tensor) -> Self {
+        Self { grid, patches, registers: None, global: None, before_norm: None, class: None }
+    }
+}
+
+/// What is asked for beyond what every pass gives; nothing by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// Patches before the encoder's final norm.
+    pub before_norm: bool,
+    /// Class tokens of this many blocks, counted from the last; 0 for none.
+    pub class_blocks: usize,
 }
 
 /// A frozen model that turns images into features.
@@ -24,7 +47,15 @@ pub trait Extractor {
     ///
     /// # Errors
     /// A wrong shape or dtype.
-    fn features(&self, images: &Tensor) -> Result<Features>;
+    fn features(&self, images: &Tensor) -> Result<Features> {
+        self.features_with(images, Extras::default())
+    }
+
+    /// The same with `extras`, from the same pass. What the model does not have stays `None`: who asked says so.
+    ///
+    /// # Errors
+    /// A wrong shape or dtype, or class tokens of more blocks than the model has.
+    fn features_with(&self, images: &Tensor, extras: Extras) -> Result<Features>;
 
     /// The cluster (target token) of every patch, for models that have them: `patches` as in [`Features::patches`]
     /// gives [batch, patches] u32.

@@ -1,9 +1,10 @@
 //! Vision Transformer encoders: patch embedding, positions, registers, blocks.
 //!
-//! A [`Vit`] turns images, or some patches of them, into tokens. Its blocks are public, because predictors (`heads`)
-//! are stacks of the same blocks. Parameter names are those of the official CAPI checkpoints. Source: CAPI, encoder.
+//! A [`Vit`] turns images, or some patches of them, into tokens; a [`PlainVit`] does so with a class token and layer norms.
+//! Their blocks are public, because predictors and decoders (`heads`) are stacks of the same blocks. Parameter names are
+//! those of the official CAPI checkpoints, or of the usual ViT. Sources: CAPI, encoder; MOCA, encoder.
 //!
-//! Invariants: tokens are `[registers, patches]`, patches row-major; coordinates are (row, column) in 0..=1; a frequency
+//! Invariants: tokens are `[registers or class, patches]`; coordinates are (row, column) in 0..=1; a frequency
 //! table is used as stored, never recomputed; every forward pass says which rows stochastic depth keeps.
 //! Not here: which patches are hidden (`masking`), predictors and heads (`heads`), losses, training.
 //!
@@ -31,17 +32,20 @@ mod features;
 mod learned;
 mod model;
 mod parts;
+mod plain;
 mod positions;
+mod resize;
 mod sincos;
 
-pub use block::{Block, BlockShape, NORM_EPS};
+pub use block::{Block, BlockKind, BlockShape, NORM_EPS};
 pub use config::{PositionKind, RegisterCoords, VitConfig, VitSettings, check_depth, check_heads, check_width};
 pub use coords::{patch_coords, register_coords, scale_into_box};
 pub use drop_path::{DropPath, DropPathKind, Kept};
 pub use embed::{PatchEmbed, patch_rows};
-pub use features::{Extractor, Features};
+pub use features::{Extractor, Extras, Features};
 pub use learned::LearnedPositions;
 pub use model::{Encoded, Vit};
-pub use parts::{GroupFactors, final_norm, linear_weight};
+pub use parts::{GroupFactors, LAYER_NORM_EPS, final_norm, layer_norm_weights, linear_map, linear_weight};
+pub use plain::{PlainTokens, PlainVit, PlainVitConfig, PlainVitSettings, patches_of};
 pub use positions::Positions;
 pub use sincos::sincos_table;

@@ -1,8 +1,8 @@
 //! The encoder.
 
 use crate::{
-    Block, BlockShape, DropPath, GroupFactors, LearnedPositions, PatchEmbed, PositionKind, Positions, RegisterCoords,
-    VitSettings, final_norm, patch_coords, register_coords, scale_into_box,
+    Block, BlockKind, BlockShape, DropPath, GroupFactors, LearnedPositions, PatchEmbed, PositionKind, Positions,
+    RegisterCoords, VitSettings, final_norm, patch_coords, register_coords, scale_into_box,
 };
 use candle_core::Tensor;
 use occlude_kernels::{Error, Factors, Init, Result, Scope, gather_rows};
@@ -25,6 +25,8 @@ pub struct Encoded {
     pub context: Tensor,
     /// The chosen block's output after the final norm; the same tensor as `context` unless an earlier block was chosen.
     pub tokens: Tensor,
+    /// What `tokens` is the norm of: the chosen block's output.  [batch, registers + patches, dim]
+    pub before_norm: Tensor,
     /// Where the tokens are.
     pub positions: Positions,
     /// The grid of the images.
@@ -46,6 +48,15 @@ impl Encoded {
     pub fn patches(&self) -> Result<Tensor> {
         let count = self.tokens.dim(1)? - self.registers;
         Ok(self.tokens.narrow(1, self.registers, count)?)
+    }
+
+    /// The features at the patches before the final norm.  [batch, patches, dim]
+    ///
+    /// # Errors
+    /// A failing view.
+    pub fn patches_before_norm(&self) -> Result<Tensor> {
+        let count = self.before_norm.dim(1)? - self.registers;
+        Ok(self.before_norm.narrow(1, self.registers, count)?)
     }
 
     /// The features at the registers, if there are any.  [batch, registers, dim]
@@ -70,14 +81,15 @@ impl Vit {
             0 => None,
             n => Some(scope.trained("registers", &[1, n, dim], &Init::Normal { std: 0.02 }, Factors::ONE)?),
         };
-        let patch_embed = PatchEmbed::new(&mut scope.sub("patch_embed"), dim, patch, factors)?;
+        let patch_embed = PatchEmbed::new(&mut scope.sub("patch_embed"), dim, patch, factors.patch_embed_lr)?;
         let learned = match settings.position {
             PositionKind::Rope => None,
             PositionKind::Learnable => Some(LearnedPositions::new(scope, "pos_embed", grid, dim)?),
         };
         let mut encoder = scope.sub("encoder");
         let mut stack = encoder.sub("blocks");
-        let blocks = (0..depth).map(|i| Block::new(&mut stack.sub(i), shape, factors)).collect::<Result<_>>()?;
+        let blocks =
+            (0..depth).map(|i| Block::new(&mut stack.sub(i), shape, BlockKind::Rms(factors))).collect::<Result<_>>()?;
         Ok(Self { settings: settings.clone(), registers, patch_embed, learned, blocks })
     }
 
@@ -214,8 +226,14 @@ impl Vit {
             }
         }
         let context = final_norm(&x)?;
-        let tokens = chosen.map_or_else(|| Ok(context.clone()), |chosen| final_norm(&chosen))?;
-        Ok(Encoded { context, tokens, positions, grid, registers: self.settings.registers })
+        let (before_norm, tokens) = match chosen {
+            None => (x, context.clone()),
+            Some(chosen) => {
+                let tokens = final_norm(&chosen)?;
+                (chosen, tokens)
+            }
+        };
+        Ok(Encoded { context, tokens, before_norm, positions, grid, registers: self.settings.registers })
     }
 
     /// The same encoder on the same storage, recording no graph.

@@ -14,6 +14,7 @@ const ORDER: &[&str] = &[
     "tokenizers",
     "losses",
     "optim",
+    "distributed",
     "data",
     "methods",
     "checkpoint",

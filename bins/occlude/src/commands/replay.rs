@@ -25,8 +25,9 @@ impl Replay {
         let mut method = open::fresh(&run, &device)?;
         let replay = occlude_trainer::replay(&self.bundle, &open::identity(&config, &images), &mut *method, &device)?;
         println!(
-            "step {} of seed {}, {} images; stored because of {}",
+            "step {}{} of seed {}, {} images; stored because of {}",
             replay.step,
+            if replay.micros > 1 { format!(", micro-batch {}", replay.micro + 1) } else { String::new() },
             replay.seed,
             replay.ids.len(),
             replay.stored

@@ -139,9 +139,9 @@ impl Prepared {
         if precision != Precision::F32 {
             tracing::info!("train.precision = {precision}: matrix products are {}", precision.explain());
         }
-        let batches = |first_step| {
+        let batches = |first| {
             let (dataset, crop) = (Arc::clone(&self.images.train), Arc::clone(&self.run.crop));
-            Loader::start(dataset, crop, self.run.loader, streams, first_step)
+            Loader::start(dataset, crop, self.run.loader, streams, first)
         };
         let done = trainer.run(method, batches);
         crate::log::above(None);

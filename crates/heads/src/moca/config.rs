@@ -86,19 +86,21 @@ pub struct DecoderSettings {
     pub(super) heads: usize,
     pub(super) encoder: usize,
     pub(super) grid: Grid,
+    pub(super) recompute: bool,
 }
 
 impl DecoderConfig {
-    /// Checks the settings for an encoder of width `encoder` on `grid`.
+    /// Checks the settings for an encoder of width `encoder` on `grid`, which says whether blocks compute their activations
+    /// again in the backward pass.
     ///
     /// # Errors
     /// Names the first field whose value is not allowed.
-    pub fn check(&self, encoder: usize, grid: Grid) -> Result<DecoderSettings, ConfigError> {
+    pub fn check(&self, encoder: usize, grid: Grid, recompute: bool) -> Result<DecoderSettings, ConfigError> {
         let Self { input, dim, depth, heads } = *self;
         check_heads(dim, heads, PositionKind::Learnable)?; // Positions are added to tokens: any size of a head will do.
         require("dim", dim, "must be a multiple of 4, for the table of positions", |d| d.is_multiple_of(4))?;
         check_depth(depth)?;
-        Ok(DecoderSettings { input, dim, depth, heads, encoder, grid })
+        Ok(DecoderSettings { input, dim, depth, heads, encoder, grid, recompute })
     }
 }
 
@@ -123,8 +125,8 @@ mod tests {
 
     #[test]
     fn each_refusal_names_its_field() {
-        let decoder = |config: DecoderConfig| config.check(768, Grid::new(14, 14)).unwrap_err().to_string();
-        assert!(DecoderConfig::default().check(768, Grid::new(14, 14)).is_ok());
+        let decoder = |config: DecoderConfig| config.check(768, Grid::new(14, 14), false).unwrap_err().to_string();
+        assert!(DecoderConfig::default().check(768, Grid::new(14, 14), false).is_ok());
         assert!(decoder(DecoderConfig { heads: 3, ..DecoderConfig::default() }).starts_with("heads = 3: must divide"));
         assert!(
             decoder(DecoderConfig { dim: 6, heads: 2, ..DecoderConfig::default() }).starts_with("dim = 6: must be a")

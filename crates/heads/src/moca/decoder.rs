@@ -1,13 +1,14 @@
 //! The decoder: what the student says about some hidden patches, and about the visible ones.
 
-use super::block::SelfBlock;
-use super::{DecoderInput, DecoderSettings, LayerNorm, Linear};
+use super::{DecoderInput, DecoderSettings};
 use candle_core::Tensor;
-use occlude_kernels::{Error, Factors, Init, Result, Scope, gather_rows};
+use occlude_kernels::{Affine, Error, Factors, Init, NormWeights, Result, Scope, gather_rows};
 use occlude_masking::{Grid, Round};
-use occlude_vit::sincos_table;
+use occlude_vit::{Block, BlockKind, BlockShape, DropPath, layer_norm_weights, linear_map, sincos_table};
 
 const OP: &str = "decoder";
+/// Units of the MLP of a block over the width.
+const MLP_RATIO: usize = 4;
 
 /// Blocks over one leading token, the visible patches and mask tokens, with fixed positions. Parameter names are those of
 /// the official MOCA checkpoints. Source: MOCA, condenser-based decoder, partial decoding, default decoder.
@@ -15,10 +16,10 @@ const OP: &str = "decoder";
 pub struct Decoder {
     positions: Tensor, // [1, 1 + patches, dim]; a row of zeros for the leading token
     mask: Tensor,      // [1, 1, dim]
-    norm: Option<LayerNorm>,
-    embed: Linear,
-    blocks: Vec<SelfBlock>,
-    last_norm: LayerNorm,
+    norm: Option<NormWeights>,
+    embed: Affine,
+    blocks: Vec<Block>,
+    last_norm: NormWeights,
     grid: Grid,
 }
 
@@ -29,18 +30,26 @@ impl Decoder {
     /// # Errors
     /// A name exists already.
     pub fn new(scope: &mut Scope<'_>, settings: &DecoderSettings) -> Result<Self> {
-        let DecoderSettings { input, dim, depth, heads, encoder, grid } = *settings;
+        let DecoderSettings { input, dim, depth, heads, encoder, grid, recompute } = *settings;
         let table = Init::Values(sincos_table(dim, grid, true)?);
         let positions = scope.constant("decoder_pos_embed", &[1, 1 + grid.count(), dim], &table)?;
         // Decayed, unlike vectors: the public code goes by the number of axes.
         let mask = scope.trained("mask_token_cls_pt", &[1, 1, dim], &Init::Normal { std: 0.02 }, Factors::ONE)?;
         let normed = input != DecoderInput::Plain;
-        let norm = normed.then(|| LayerNorm::new(scope, "norm_cls_pt", encoder)).transpose()?;
-        let embed = Linear::new(scope, "decoder_embed_cls_pt", dim, encoder)?;
+        let norm = normed.then(|| layer_norm_weights(scope, "norm_cls_pt", encoder)).transpose()?;
+        let embed = linear_map(scope, "decoder_embed_cls_pt", dim, encoder)?;
         let mut stack = scope.sub("decoder_blocks_cls_pt");
-        let blocks = (0..depth).map(|i| SelfBlock::new(&mut stack.sub(i), dim, heads)).collect::<Result<_>>()?;
-        let last_norm = LayerNorm::new(scope, "decoder_norm_cls_pt", dim)?;
+        let shape = BlockShape { dim, context: dim, heads, hidden: MLP_RATIO * dim, encoded: false, recompute };
+        let new = |i| Block::new(&mut stack.sub(i), shape, BlockKind::Layer);
+        let blocks = (0..depth).map(new).collect::<Result<_>>()?;
+        let last_norm = layer_norm_weights(scope, "decoder_norm_cls_pt", dim)?;
         Ok(Self { positions, mask, norm, embed, blocks, last_norm, grid })
+    }
+
+    /// Its blocks, first to last.
+    #[must_use]
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
     }
 
     /// What the decoder says about the patches `round.decoded()`, in that order: visible ones, then hidden ones, row after
@@ -53,7 +62,7 @@ impl Decoder {
     pub fn forward(&self, leading: &Tensor, visible: &Tensor, round: &Round) -> Result<Tensor> {
         let mut x = self.tokens(leading, visible, round)?;
         for block in &self.blocks {
-            x = block.forward(&x)?;
+            x = block.mix(&x, &mut DropPath::off())?;
         }
         let (rows, tokens, dim) = x.dims3()?;
         let patches = self.last_norm.forward(&x)?.narrow(1, 1, tokens - 1)?.contiguous()?;

@@ -1,8 +1,11 @@
 //! Prototypes made from the words of a codebook by a small network.
 
-use super::{GeneratorSettings, Linear};
+use super::GeneratorSettings;
 use candle_core::{DType, Tensor};
-use occlude_kernels::{BatchNorm, Error, Factors, Init, Result, Scope, assign, batch_norm, l2_normalize, linear};
+use occlude_kernels::{
+    Affine, BatchNorm, Error, Factors, Init, Result, Scope, assign, batch_norm, l2_normalize, linear,
+};
+use occlude_vit::{linear_map, linear_weight};
 
 /// The smallest norm that a word or a prototype is divided by.
 const NORM_FLOOR: f64 = 1e-5;
@@ -17,10 +20,10 @@ const MOMENTUM: f64 = 0.1;
 #[derive(Clone, Debug)]
 pub struct Generator {
     scale: Tensor, // [1]: kappa
-    first: Linear, // [hidden, dim], no bias
+    first: Affine, // [hidden, dim], no bias
     norm: NormOverWords,
-    last: Linear,         // [out, hidden]
-    skip: Option<Linear>, // [out, dim]; none where the widths agree
+    last: Affine,         // [out, hidden]
+    skip: Option<Affine>, // [out, dim]; none where the widths agree
 }
 
 #[derive(Clone, Debug)]
@@ -40,6 +43,14 @@ pub struct Generated {
     statistics: BatchNorm,
 }
 
+impl Generated {
+    /// The same without a graph: what is kept until [`Generator::observe`].
+    #[must_use]
+    pub fn detach(&self) -> Self {
+        Self { prototypes: self.prototypes.detach(), statistics: self.statistics.clone() }
+    }
+}
+
 impl Generator {
     /// A generator of prototypes of width `out` in `scope` (`scale`, `layers_w.0`).
     ///
@@ -51,10 +62,10 @@ impl Generator {
         let mut layers = scope.sub("layers_w");
         let mut module = layers.sub(0);
         let mut generator = module.sub("generator");
-        let first = Linear::without_bias(&mut generator, "b0_fc", hidden, dim)?;
+        let first = Affine { weight: linear_weight(&mut generator, "b0_fc", hidden, dim)?, bias: None };
         let norm = NormOverWords::new(&mut generator.sub("b0_bn"), hidden)?;
-        let last = Linear::new(&mut generator, "b0_last_layer", out, hidden)?;
-        let skip = (out != dim).then(|| Linear::new(&mut module, "skip", out, dim)).transpose()?;
+        let last = linear_map(&mut generator, "b0_last_layer", out, hidden)?;
+        let skip = (out != dim).then(|| linear_map(&mut module, "skip", out, dim)).transpose()?;
         Ok(Self { scale, first, norm, last, skip })
     }
 

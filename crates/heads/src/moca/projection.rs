@@ -1,14 +1,14 @@
 //! Heads of a decoder whose targets are no assignments.
 
-use super::Linear;
 use candle_core::Tensor;
-use occlude_kernels::{Result, Scope};
+use occlude_kernels::{Affine, Result, Scope};
+use occlude_vit::linear_map;
 
 /// A linear map with a bias from decoder features to a target: pixels of a patch, or the teacher's token. Source: MOCA,
 /// ablation of the local target.
 #[derive(Clone, Debug)]
 pub struct TargetHead {
-    linear: Linear,
+    linear: Affine,
 }
 
 impl TargetHead {
@@ -18,7 +18,7 @@ impl TargetHead {
     /// # Errors
     /// A name exists already.
     pub fn pixels(scope: &mut Scope<'_>, dim: usize, patch: usize) -> Result<Self> {
-        Ok(Self { linear: Linear::new(scope, "pixel_head", 3 * patch * patch, dim)? })
+        Ok(Self { linear: linear_map(scope, "pixel_head", 3 * patch * patch, dim)? })
     }
 
     /// A head named `embedding_head` to tokens of width `encoder`.
@@ -26,7 +26,7 @@ impl TargetHead {
     /// # Errors
     /// A name exists already.
     pub fn embeddings(scope: &mut Scope<'_>, dim: usize, encoder: usize) -> Result<Self> {
-        Ok(Self { linear: Linear::new(scope, "embedding_head", encoder, dim)? })
+        Ok(Self { linear: linear_map(scope, "embedding_head", encoder, dim)? })
     }
 
     /// [rows, dim] -> [rows, target]

@@ -32,7 +32,7 @@ fn generator(out: usize, dtype: DType) -> (ParamStore, Generator) {
 
 fn decoder(input: DecoderInput, dtype: DType) -> (ParamStore, Decoder) {
     let mut store = store(dtype);
-    let settings = DecoderConfig { input, dim: 8, depth: 2, heads: 2 }.check(WIDTH, GRID).unwrap();
+    let settings = DecoderConfig { input, dim: 8, depth: 2, heads: 2 }.check(WIDTH, GRID, false).unwrap();
     let decoder = Decoder::new(&mut store.root(), &settings).unwrap();
     shake(&store);
     (store, decoder)
@@ -57,9 +57,9 @@ fn check_parameters(store: &ParamStore, output: impl Fn() -> Tensor) {
     for param in store.trained() {
         let gradient = gradients.get(&param.tensor).unwrap_or_else(|| panic!("{} has no gradient", param.name));
         let gradient: Vec<f64> = gradient.flatten_all().unwrap().to_vec1().unwrap();
-        let scale = gradient.iter().fold(1e-6_f64, |most, g| most.max(g.abs()));
+        let scale = gradient.iter().fold(1e-3_f64, |most, g| most.max(g.abs()));
         // The keys' bias moves all scores of a query alike, and so has none.
-        assert!(param.name.ends_with("qkv.bias") || scale > 1e-4, "{}: a gradient of nothing", param.name);
+        assert!(param.name.ends_with("attn.k.bias") || scale > 1e-3, "{}: a gradient of nothing", param.name);
         let values: Vec<f64> = param.tensor.flatten_all().unwrap().to_vec1().unwrap();
         for at in (0..values.len()).step_by(values.len().div_ceil(7)) {
             let moved = |step: f64| {
@@ -197,7 +197,7 @@ fn a_decoder_of_the_last_layer_is_a_condenser_and_a_plain_one_has_no_first_norm(
 fn names_decay_and_first_values() {
     let (mut store, decoder_settings) =
         (store(DType::F32), DecoderConfig { dim: 8, depth: 1, heads: 2, ..DecoderConfig::default() });
-    Decoder::new(&mut store.root(), &decoder_settings.check(WIDTH, GRID).unwrap()).unwrap();
+    Decoder::new(&mut store.root(), &decoder_settings.check(WIDTH, GRID, false).unwrap()).unwrap();
     let settings = GeneratorConfig::default().check(WIDTH).unwrap();
     Generator::new(&mut store.root().sub("pred"), &settings, 8).unwrap();
     TargetHead::pixels(&mut store.root(), 8, 2).unwrap();
@@ -219,7 +219,9 @@ fn names_decay_and_first_values() {
         if is(".bias") {
             assert_eq!(largest, 0.0, "{}", param.name);
         } else if let (Role::Trained(_), [rows, columns]) = (param.role, param.tensor.dims()) {
-            let bound = bound(*rows, *columns);
+            // Queries, keys and values are drawn as one matrix.
+            let thirds = [".q.", ".k.", ".v."].iter().any(|third| param.name.contains(third));
+            let bound = bound(if thirds { 3 * rows } else { *rows }, *columns);
             assert!(largest <= bound && largest > 0.8 * bound, "{}: {largest} of {bound}", param.name);
         }
     }
@@ -252,7 +254,8 @@ fn what_does_not_fit_is_refused() {
 #[test]
 fn any_number_of_threads_gives_equal_bits() {
     let grid = Grid::new(9, 7);
-    let settings = DecoderConfig { dim: 24, depth: 1, heads: 3, ..DecoderConfig::default() }.check(33, grid).unwrap();
+    let settings =
+        DecoderConfig { dim: 24, depth: 1, heads: 3, ..DecoderConfig::default() }.check(33, grid, false).unwrap();
     let rounds = RoundsConfig { complementary: false, ..RoundsConfig::default() }.check(grid).unwrap();
     let round = rounds.draw(6, |row| Streams::new(1).stream("mask", 0, row as u64)).remove(0);
     let single = |seed, shape: &[usize]| sample(seed, shape).unwrap().to_dtype(DType::F32).unwrap();

@@ -47,7 +47,17 @@ pub struct BlockWeights {
 }
 
 impl Affine {
-    fn detach(&self) -> Self {
+    /// `x w^T + b`.  x: [.., in] -> [.., out]
+    ///
+    /// # Errors
+    /// Another width or dtype.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        crate::linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// The same storage, recording no graph.
+    #[must_use]
+    pub fn detach(&self) -> Self {
         Self { weight: self.weight.detach(), bias: self.bias.as_ref().map(Tensor::detach) }
     }
 
@@ -58,7 +68,21 @@ impl Affine {
 }
 
 impl NormWeights {
-    fn detach(&self) -> Self {
+    /// The norm by itself, outside a block.  x: [.., dim] -> [.., dim]
+    ///
+    /// # Errors
+    /// Another width or dtype.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.centred {
+            return crate::layer_norm(x, Some(&self.weight), self.bias.as_ref(), self.eps);
+        }
+        let y = crate::rms_norm(x, Some(&self.weight), self.eps)?;
+        self.bias.as_ref().map_or_else(|| Ok(y.clone()), |bias| Ok(y.broadcast_add(bias)?))
+    }
+
+    /// The same storage, recording no graph.
+    #[must_use]
+    pub fn detach(&self) -> Self {
         Self { weight: self.weight.detach(), bias: self.bias.as_ref().map(Tensor::detach), ..*self }
     }
 

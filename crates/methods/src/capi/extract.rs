@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use occlude_heads::Pooled;
 use occlude_kernels::Result;
 use occlude_tokenizers::SinkhornClustering;
-use occlude_vit::{Extractor, Features};
+use occlude_vit::{Extractor, Extras, Features};
 
 /// Features of a student or a teacher: predictor pooling as the global vector, normed encoder outputs as the rest.
 #[derive(Clone, Debug)]
@@ -23,13 +23,14 @@ impl CapiExtractor {
 }
 
 impl Extractor for CapiExtractor {
-    fn features(&self, images: &Tensor) -> Result<Features> {
+    fn features_with(&self, images: &Tensor, extras: Extras) -> Result<Features> {
         let Pooled { encoded, global } = self.network.pooled(images)?;
+        let before_norm = extras.before_norm.then(|| encoded.patches_before_norm()).transpose()?;
         Ok(Features {
-            grid: encoded.grid,
-            patches: encoded.patches()?.contiguous()?,
             registers: encoded.registers()?.map(|registers| registers.contiguous()).transpose()?,
             global: Some(global),
+            before_norm: before_norm.map(|patches| patches.contiguous()).transpose()?,
+            ..Features::new(encoded.grid, encoded.patches()?.contiguous()?)
         })
     }
 

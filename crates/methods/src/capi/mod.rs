@@ -21,19 +21,19 @@ pub use config::{CapiConfig, CapiOptimizerConfig, CapiSettings, LossKind, Moment
 pub use extract::CapiExtractor;
 pub use network::Network;
 
-use crate::{Method, StepContext, StepOutput, ViewBatch, Weights};
+use crate::{Method, StepContext, StepOutput, ViewBatch, Weights, stores};
 use candle_core::{DType, Device, Tensor};
 use config::Recipe;
 use occlude_kernels::{Error, ParamStore, Result, StateDict, assign, backward};
 use occlude_masking::BatchMask;
-use occlude_optim::{Ema, ParamGroup};
+use occlude_optim::{Ema, ParamGroup, Schedule};
 use occlude_random::Streams;
 use occlude_vit::{DropPath, Extractor};
 use targets::{Goal, Targets, number};
 
-/// Stream of the masks: keyed by the step and the image's place in the batch.
+/// Stream of the masks: keyed by the batch and the image's place in the batch.
 const MASK_STREAM: &str = "capi/mask";
-/// Stream of stochastic depth: keyed by the step and the residual branch.
+/// Stream of stochastic depth: keyed by the batch and the residual branch.
 const DROP_PATH_STREAM: &str = "capi/drop-path";
 
 /// The method.
@@ -92,12 +92,12 @@ impl Capi {
         Ok(output)
     }
 
-    /// The masks of a batch at a step.
+    /// The masks of a batch.
     ///
     /// # Errors
     /// A batch that cannot be indexed.
-    pub fn masks(&self, batch: usize, ctx: &StepContext) -> Result<BatchMask> {
-        let stream = |image: usize| ctx.streams.stream(MASK_STREAM, ctx.step, image as u64);
+    pub fn masks(&self, batch: usize, ctx: &StepContext<'_>) -> Result<BatchMask> {
+        let stream = |image: usize| ctx.streams.stream(MASK_STREAM, ctx.batch_index(), image as u64);
         BatchMask::draw(&self.settings.masker, self.settings.encoder.grid(), batch, self.settings.predicted, stream)
             .map_err(|error| Error::argument("capi masks", error.to_string()))
     }
@@ -124,17 +124,17 @@ impl Method for Capi {
         "capi"
     }
 
-    fn step(&mut self, batch: &ViewBatch, ctx: &StepContext) -> Result<StepOutput> {
+    fn step(&mut self, batch: &ViewBatch, ctx: &StepContext<'_>) -> Result<StepOutput> {
         let [images] = batch.views.as_slice() else {
             return Err(Error::argument("capi", format!("takes one view of an image, got {}", batch.views.len())));
         };
         let mask = self.masks(images.dim(0)?, ctx)?;
         let (rate, kind) = self.settings.encoder.drop_path();
-        let mut drop = DropPath::drawn(kind, rate, ctx.streams, DROP_PATH_STREAM, ctx.step);
+        let mut drop = DropPath::drawn(kind, rate, ctx.streams, DROP_PATH_STREAM, ctx.batch_index());
         self.step_with(images, &mask, &mut drop)
     }
 
-    fn after_step(&mut self, _ctx: &StepContext) -> Result<()> {
+    fn after_step(&mut self, _ctx: &StepContext<'_>) -> Result<()> {
         Ok(()) // The teacher moves with the student's group, the prototypes with their own.
     }
 
@@ -152,22 +152,7 @@ impl Method for Capi {
     }
 
     fn load(&mut self, state: &StateDict) -> Result<()> {
-        let known = self.state();
-        for (name, tensor) in &known {
-            let given = state.get(name).ok_or_else(|| Error::State(format!("{name} is missing")))?;
-            if given.dims() != tensor.dims() {
-                let shapes = format!("{:?}, expected {:?}", given.dims(), tensor.dims());
-                return Err(Error::State(format!("{name} has shape {shapes}")));
-            }
-        }
-        if let Some(name) = state.keys().find(|name| !known.contains_key(*name)) {
-            return Err(Error::State(format!("{name} is not a parameter of these settings")));
-        }
-        for store in self.stores() {
-            let names = store.params().iter().map(|param| &param.name);
-            store.load(&names.map(|name| (name.clone(), state[name].clone())).collect())?;
-        }
-        Ok(())
+        stores::load(&self.stores(), state)
     }
 
     fn extractor(&self, weights: Weights) -> Box<dyn Extractor + '_> {
@@ -181,5 +166,6 @@ impl Method for Capi {
 
 fn group(name: &'static str, store: &ParamStore, recipe: &Recipe, ema: Option<Ema>) -> ParamGroup {
     let Recipe { lr, weight_decay, betas, eps } = recipe.clone();
+    let weight_decay = Schedule::constant(weight_decay);
     ParamGroup { name, params: store.params().to_vec(), lr, weight_decay, betas, eps, ema }
 }

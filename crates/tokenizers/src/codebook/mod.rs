@@ -76,6 +76,12 @@ impl OnlineCodebook {
         Ok(self.words.copy()?)
     }
 
+    /// The words in the codebook's own memory, which a later update overwrites.  [words, dim]
+    #[must_use]
+    pub fn shared_words(&self) -> &Tensor {
+        &self.words
+    }
+
     /// Where the next word goes.
     ///
     /// # Errors

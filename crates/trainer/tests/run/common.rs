@@ -11,7 +11,7 @@ use occlude_settings::Span;
 use occlude_trainer::{
     Batches, CheckpointConfig, Event, MetricsSink, Outcome, Probe, Sink, Stop, TimingSink, TrainConfig, Trainer,
 };
-use occlude_vit::{Extractor, Features};
+use occlude_vit::{Extractor, Extras, Features};
 use rand::Rng;
 use std::collections::BTreeMap;
 use std::io;
@@ -21,14 +21,20 @@ pub(crate) const BATCH: usize = 4;
 pub(crate) const PIXELS: usize = 12;
 pub(crate) const SEED: u64 = 11;
 
-/// loss = mean (x w + noise - sum x)^2, noise drawn anew each step.
+/// loss = mean (x w + noise - sum x)^2, noise drawn anew for each batch.
 pub(crate) struct Line {
     student: ParamStore,
     average: ParamStore,
-    /// The step whose gradient holds an infinity, though its loss is finite.
+    /// The batch whose gradient holds an infinity, though its loss is finite.
     pub(crate) poisoned: Option<u64>,
-    /// The precision that held in each step.
+    /// The precision that held in each micro-batch.
     pub(crate) precisions: Vec<Precision>,
+    /// How much of the teacher that moves at the start of a step is in the target.
+    pub(crate) lead: f64,
+    /// The loss of the last micro-batch.
+    pub(crate) loss: Option<f64>,
+    /// What was called: `(hook, step, micro-batch)`.
+    pub(crate) calls: Vec<(&'static str, u64, usize)>,
 }
 
 impl Line {
@@ -38,7 +44,9 @@ impl Line {
         let mut average = ParamStore::frozen(Streams::new(SEED), DType::F32, &Device::Cpu);
         average.root().trained("student_ema.w", &[PIXELS, 1], &Init::Constant(0.0), Factors::ONE).unwrap();
         average.root().constant("teacher.walk", &[1], &Init::Constant(0.0)).unwrap();
-        Self { student, average, poisoned: None, precisions: Vec::new() }
+        average.root().constant("teacher.seen", &[1], &Init::Constant(0.0)).unwrap();
+        average.root().constant("teacher.start", &[1], &Init::Constant(0.0)).unwrap();
+        Self { student, average, poisoned: None, precisions: Vec::new(), lead: 1.0, loss: None, calls: Vec::new() }
     }
 
     pub(crate) fn weights(&self) -> Vec<f32> {
@@ -51,22 +59,39 @@ impl Method for Line {
         "line"
     }
 
-    fn step(&mut self, batch: &ViewBatch, ctx: &StepContext) -> Result<StepOutput> {
+    /// A teacher that moves at the start of a step, and is read in the last micro-batch.
+    fn before_update(&mut self, ctx: &StepContext<'_>) -> Result<()> {
+        assert_eq!(Precision::current(), Precision::F32, "a step alone has another precision");
+        self.calls.push(("before_update", ctx.step, ctx.micro));
+        let start = self.average.get("teacher.start").unwrap();
+        let weight = self.student.get("student.w").unwrap().detach().get(0)?; // [1]
+        assign(start, &((start + weight)? * 0.5)?)
+    }
+
+    fn step(&mut self, batch: &ViewBatch, ctx: &StepContext<'_>) -> Result<StepOutput> {
+        self.calls.push(("step", ctx.step, ctx.micro));
         self.precisions.push(Precision::current());
+        // A running statistic: it moves in every micro-batch and is not read.
+        let seen = self.average.get("teacher.seen").unwrap();
+        let mean = ctx.collective.all_reduce_mean(&batch.views[0].mean_all()?.reshape(1)?)?;
+        assign(seen, &((seen * 0.75)? + mean)?)?;
         let x = batch.views[0].flatten_from(1)?; // [batch, pixels]
-        let noise: f64 = ctx.streams.stream("noise", 0, ctx.step).random();
-        let target = (x.sum_keepdim(1)? + noise)?;
+        let noise: f64 = ctx.streams.stream("noise", 0, ctx.batch_index()).random();
+        let start = (self.average.get("teacher.start").unwrap() * self.lead)?;
+        let target = (x.sum_keepdim(1)?.broadcast_add(&start)? + noise)?;
         let loss = (x.matmul(self.student.get("student.w").unwrap())? - target)?.sqr()?.mean_all()?;
         let value = f64::from(loss.to_scalar::<f32>()?);
+        self.loss = Some(value);
         let mut gradients = backward(&loss)?;
-        if self.poisoned == Some(ctx.step) {
+        if self.poisoned == Some(ctx.batch_index()) {
             let weight = self.student.get("student.w").unwrap();
             gradients.accumulate(weight.id(), Tensor::full(f32::INFINITY, weight.dims(), &Device::Cpu)?)?;
         }
         Ok(StepOutput { losses: vec![("square", value)], metrics: vec![("noise", noise)], gradients })
     }
 
-    fn after_step(&mut self, ctx: &StepContext) -> Result<()> {
+    fn after_step(&mut self, ctx: &StepContext<'_>) -> Result<()> {
+        self.calls.push(("after_step", ctx.step, ctx.micro));
         assert_eq!(Precision::current(), Precision::F32, "a step alone has another precision");
         let walk = self.average.get("teacher.walk").unwrap();
         let stride: f64 = ctx.streams.stream("walk", 0, ctx.step).random();
@@ -100,7 +125,7 @@ impl Method for Line {
 struct Nothing;
 
 impl Extractor for Nothing {
-    fn features(&self, _: &Tensor) -> Result<Features> {
+    fn features_with(&self, _: &Tensor, _: Extras) -> Result<Features> {
         Err(occlude_kernels::Error::argument("line", "has no features"))
     }
 
@@ -109,10 +134,13 @@ impl Extractor for Nothing {
     }
 }
 
-/// Random images; `bad` makes the batch of one step hold a NaN, `ends` makes one impossible.
+/// Random images; `bad` makes one batch hold a NaN, `ends` makes one impossible.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Noise {
+    /// Number of the next batch.
     pub(crate) step: u64,
+    /// Batches of other ranks between two of this one.
+    pub(crate) others: u64,
     pub(crate) bad: Option<u64>,
     pub(crate) ends: Option<u64>,
 }
@@ -123,7 +151,7 @@ impl Batches for Noise {
         if self.ends == Some(step) {
             return Err(occlude_data::Error::Missing { path: "images".into() });
         }
-        self.step += 1;
+        self.step += 1 + self.others;
         let mut stream = Streams::new(SEED).stream("batch", 0, step);
         let mut view: Vec<f32> = (0..BATCH * PIXELS).map(|_| stream.random()).collect();
         if self.bad == Some(step) {
@@ -195,13 +223,22 @@ pub(crate) fn trainer(run: &RunDir) -> Trainer<'_> {
 
 /// [`trainer`] in another precision.
 pub(crate) fn trainer_in<'a>(precision: &str, run: &'a RunDir) -> Trainer<'a> {
+    trainer_of(TrainConfig { precision: precision.to_owned(), ..TrainConfig::default() }, run)
+}
+
+/// [`trainer`] with several micro-batches in a step.
+pub(crate) fn trainer_of_micros(accumulate: usize, run: &RunDir) -> Trainer<'_> {
+    trainer_of(TrainConfig { accumulate, ..TrainConfig::default() }, run)
+}
+
+fn trainer_of(config: TrainConfig, run: &RunDir) -> Trainer<'_> {
     let config = TrainConfig {
         length: Span::Steps(20),
         batch: BATCH,
-        precision: precision.to_owned(),
         clip: Some(1.0),
         log_every: 3,
         checkpoint: CheckpointConfig { every: Some(Span::Steps(5)), minutes: None, keep_last: 3, keep_every: None },
+        ..config
     };
     let training = config.check(40).unwrap();
     assert_eq!(training.retention(), Retention { keep_last: 3, keep_every: None });

@@ -50,11 +50,9 @@ fn a_loss_that_is_not_finite_moves_nothing_and_can_be_replayed() {
     until.run(&mut expected, |step| Ok(Noise { step, ..Noise::default() })).unwrap();
     assert_eq!(method.weights(), expected.weights());
     assert!(method.weights().iter().all(|weight| weight.is_finite()));
-    for part in ["method", "optimizer"] {
-        let file = format!("{part}.safetensors");
-        let before = stopped.checkpoints_dir().join("step-00000012").join(&file);
-        assert_eq!(fs::read(bundle.join(&file)).unwrap(), fs::read(before).unwrap(), "{part}");
-    }
+    let optimizer = "optimizer.safetensors";
+    let before = stopped.checkpoints_dir().join("step-00000012").join(optimizer);
+    assert_eq!(fs::read(bundle.join(optimizer)).unwrap(), fs::read(before).unwrap());
 
     let again = replay(&bundle, &identity(&run), &mut Line::new(), &Device::Cpu).unwrap();
     assert_eq!((again.step, again.seed, &again.ids[..]), (12, SEED, &[48, 49, 50, 51][..]));

@@ -2,7 +2,9 @@
 // Helpers of tests may stop at the first surprise, as tests may.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod accumulate;
 mod board;
 mod common;
 mod failures;
+mod ranks;
 mod resume;

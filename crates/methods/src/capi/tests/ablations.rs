@@ -2,15 +2,16 @@
 
 use super::{TINY_BATCH, TINY_IMAGE, TINY_RULER, build, pictures, tiny};
 use crate::capi::{Capi, CapiConfig, LossKind};
-use crate::{Method, MethodConfig, StepContext, ViewBatch, Weights};
+use crate::{BatchSize, Method, MethodConfig, StepContext, ViewBatch, Weights};
 use candle_core::{DType, Tensor};
+use occlude_golden::assert_close;
 use occlude_heads::{HeadKind, PredictorKind};
 use occlude_kernels::Role;
 use occlude_masking::MaskerKind;
 use occlude_optim::Optimizer;
 use occlude_random::Streams;
 use occlude_tokenizers::SinkhornKind;
-use occlude_vit::{DropPathKind, PositionKind, RegisterCoords};
+use occlude_vit::{DropPathKind, Extras, PositionKind, RegisterCoords, final_norm};
 
 type Change = fn(&mut CapiConfig);
 
@@ -60,8 +61,8 @@ fn variant(change: Change) -> CapiConfig {
     config
 }
 
-fn context(step: u64) -> StepContext {
-    StepContext { step, streams: Streams::new(7) }
+fn context(step: u64) -> StepContext<'static> {
+    StepContext::single(step, Streams::new(7))
 }
 
 fn batch() -> ViewBatch {
@@ -193,6 +194,12 @@ fn features_have_their_shapes_in_every_variant() {
             assert_eq!(features.global.as_ref().unwrap().dims(), [2, width], "{name}");
             assert_eq!(features.registers.is_some(), config.encoder.registers > 0, "{name}");
             assert!(!features.patches.track_op() && !features.global.unwrap().track_op(), "{name}: tracked");
+            assert!(features.before_norm.is_none(), "{name}: not asked for");
+            let extras = Extras { before_norm: true, class_blocks: 1 };
+            let asked = extractor.features_with(&images, extras).unwrap();
+            let normed = final_norm(&asked.before_norm.unwrap()).unwrap();
+            assert_close(name, &normed, &features.patches, 1e-6);
+            assert!(asked.class.is_none(), "{name}: has no class token");
             let clusters = extractor.clusters(&features.patches).unwrap();
             assert_eq!(clusters.is_some(), config.loss == LossKind::Clustering, "{name}");
             for cluster in clusters.iter().flat_map(|c| c.flatten_all().unwrap().to_vec1::<u32>().unwrap()) {
@@ -243,7 +250,7 @@ fn more_than_one_view_is_refused() {
 #[test]
 fn a_method_is_built_from_its_config() {
     let config = MethodConfig::Capi(Box::new(tiny()));
-    let checked = config.check(TINY_IMAGE, TINY_BATCH, TINY_RULER).unwrap();
+    let checked = config.check(TINY_IMAGE, BatchSize { micro: TINY_BATCH, accumulate: 1 }, TINY_RULER).unwrap();
     let method = checked.build(Streams::new(7), DType::F32, &candle_core::Device::Cpu).unwrap();
     assert_eq!((method.name(), checked.patch_size()), (config.name(), 4));
 }

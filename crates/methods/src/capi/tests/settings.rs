@@ -92,7 +92,9 @@ fn a_config_survives_its_file() {
 #[test]
 fn what_is_left_out_is_default_and_what_is_unknown_is_refused() {
     let read = |text: &str| toml::from_str::<MethodConfig>(&format!("kind = \"capi\"\n{text}"));
-    let MethodConfig::Capi(config) = read("predictor = { kind = \"self\" }\nencoder.mlp_ratio = 3").unwrap();
+    let MethodConfig::Capi(config) = read("predictor = { kind = \"self\" }\nencoder.mlp_ratio = 3").unwrap() else {
+        panic!("another method")
+    };
     assert_eq!((config.predictor.depth, config.encoder.depth), (12, 24));
     assert_eq!(config.encoder.mlp_ratio, 3.0, "a whole number is a number");
     for text in ["los = \"ibot\"", "encoder.width = 3", "loss = \"moca\"", "mask.ratio = \"much\""] {

@@ -1,0 +1,228 @@
+//! The student: encoder, decoders, and the generators of what their output is compared with.
+
+use super::config::{LocalSettings, MocaSettings};
+use super::targets::Goal;
+use super::{GlobalToken, LocTarget};
+use candle_core::{DType, Tensor};
+use occlude_heads::{Decoder, DecoderInput, DecoderSettings, Generated, Generator, TargetHead};
+use occlude_kernels::{Error, Result, Scope, gather_rows, pixel_loss};
+use occlude_losses::{cosine_distance, kl_divergence};
+use occlude_masking::Round;
+use occlude_vit::{DropPath, PlainVit, patch_rows, patches_of};
+
+/// Added to the variance of a patch's pixels under the root.
+const PIXEL_EPS: f64 = 1e-6;
+
+/// Encoder, generator of the image loss, and what the local loss needs.
+#[derive(Clone, Debug)]
+pub struct Student {
+    encoder: PlainVit,
+    generator: Generator,
+    local: Option<Local>,
+    global_token: GlobalToken,
+}
+
+#[derive(Clone, Debug)]
+struct Local {
+    target: LocTarget,
+    generator: Option<Generator>, // where targets are assignments
+    speakers: Vec<Speaker>,
+    /// The block that a condenser reads, unless it is the last one.
+    taps: Vec<usize>,
+}
+
+/// A decoder with its head, if its targets are no assignments.
+#[derive(Clone, Debug)]
+struct Speaker {
+    decoder: Decoder,
+    plain: bool,
+    head: Option<TargetHead>,
+}
+
+/// What the generators make of the codebook of a step.
+#[derive(Clone, Debug)]
+pub struct Prototypes {
+    /// Of the image loss.  [words, dim]
+    pub image: Generated,
+    /// Of the local loss, where its targets are assignments.  [words, decoder dim]
+    pub local: Option<Generated>,
+}
+
+impl Prototypes {
+    /// The same without a graph: what is remembered of a step.
+    #[must_use]
+    pub(super) fn detach(&self) -> Self {
+        Self { image: self.image.detach(), local: self.local.as_ref().map(Generated::detach) }
+    }
+}
+
+/// What the student says about images of which it sees a part.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// The global embedding.  [rows, dim]
+    pub global: Tensor,
+    /// What each decoder says about the patches `round.decoded()`.  [rows * decode, decoder dim]
+    pub patches: Vec<Tensor>,
+}
+
+/// Losses of a round: scalars, unweighted.
+#[derive(Clone, Debug)]
+pub struct RoundLosses {
+    /// Of whole images.
+    pub image: Tensor,
+    /// Of patches, the sum over decoders; none where there is no decoder.
+    pub local: Option<Tensor>,
+}
+
+impl Student {
+    /// A student whose parameters lie in `scope` (`encoder`, `encoder_pred`, those of [`Decoder`], `decoder_pred` or a head of
+    /// the target; those of a second decoder under `plain`).
+    ///
+    /// # Errors
+    /// A name exists already.
+    pub fn new(scope: &mut Scope<'_>, settings: &MocaSettings) -> Result<Self> {
+        let dim = settings.encoder.dim();
+        let encoder = PlainVit::new(&mut scope.sub("encoder"), &settings.encoder)?;
+        let generator = Generator::new(&mut scope.sub("encoder_pred"), &settings.generator, dim)?;
+        let local = settings.local.as_ref().map(|local| Local::new(scope, settings, local)).transpose()?;
+        Ok(Self { encoder, generator, local, global_token: settings.global_token })
+    }
+
+    /// The encoder.
+    #[must_use]
+    pub fn encoder(&self) -> &PlainVit {
+        &self.encoder
+    }
+
+    /// The prototypes of a codebook: once a step.  [words, dim]
+    ///
+    /// # Errors
+    /// Another width.
+    pub fn prototypes(&self, words: &Tensor) -> Result<Prototypes> {
+        let local = self.local.as_ref().and_then(|local| local.generator.as_ref());
+        let local = local.map(|generator| generator.generate(words)).transpose()?;
+        Ok(Prototypes { image: self.generator.generate(words)?, local })
+    }
+
+    /// Moves the generators' running statistics by those of a step.
+    pub(super) fn observe(&mut self, of: &Prototypes) -> Result<()> {
+        self.generator.observe(&of.image)?;
+        let local = self.local.as_mut().and_then(|local| local.generator.as_mut());
+        local.zip(of.local.as_ref()).map_or(Ok(()), |(generator, of)| generator.observe(of))
+    }
+
+    /// Encodes what a round shows and decodes what it asks for.  images: [rows, 3, side, side]
+    ///
+    /// # Errors
+    /// Images or a round that do not fit.
+    pub fn say(&self, images: &Tensor, round: &Round) -> Result<Said> {
+        let taps = self.local.as_ref().map_or(&[][..], |local| &local.taps);
+        let seen = self.encoder.forward(images, Some(&round.visible()), taps, &mut DropPath::off())?;
+        let (class, last) = (seen.class()?, seen.patches()?); // [rows, dim], [rows, keep, dim]
+        let global = match self.global_token {
+            GlobalToken::Avg => last.mean(1)?,
+            GlobalToken::Cls => class.clone(),
+        };
+        let tapped = seen.tapped.first().map_or_else(|| Ok(last.clone()), patches_of)?;
+        let speakers = self.local.iter().flat_map(|local| &local.speakers);
+        let patches = speakers.map(|speaker| match speaker.plain {
+            true => speaker.decoder.forward(&class, &last, round),
+            false => speaker.decoder.forward(&global, &tapped, round),
+        });
+        Ok(Said { patches: patches.collect::<Result<_>>()?, global })
+    }
+
+    /// How far what was said in a round is from the targets.  images as in [`Student::say`]
+    ///
+    /// # Errors
+    /// A goal or prototypes of another batch or codebook.
+    pub fn losses(
+        &self,
+        said: &Said,
+        (images, round): (&Tensor, &Round),
+        goal: &Goal,
+        prototypes: &Prototypes,
+    ) -> Result<RoundLosses> {
+        let scores = self.generator.logits(&said.global, &prototypes.image.prototypes)?; // [rows, words]
+        let image = kl_divergence(&scores, &goal.images, 1.0)?;
+        let Some(local) = &self.local else { return Ok(RoundLosses { image, local: None }) };
+        let truth = local.truth((images, round), goal, self.encoder.settings().patch())?;
+        let mut sum: Option<Tensor> = None;
+        for (speaker, said) in local.speakers.iter().zip(&said.patches) {
+            let loss = local.loss(speaker, said, round, &truth, prototypes)?;
+            sum = Some(sum.map_or_else(|| Ok(loss.clone()), |sum| sum + &loss)?);
+        }
+        Ok(RoundLosses { image, local: sum })
+    }
+}
+
+impl Local {
+    fn new(scope: &mut Scope<'_>, settings: &MocaSettings, local: &LocalSettings) -> Result<Self> {
+        let speaker = |scope: &mut Scope<'_>, decoder: &DecoderSettings| -> Result<Speaker> {
+            let (dim, encoder) = (decoder.dim(), &settings.encoder);
+            let plain = decoder.input() == DecoderInput::Plain;
+            let decoder = Decoder::new(scope, decoder)?;
+            let head = match local.target {
+                LocTarget::Assign => None,
+                LocTarget::Pixels => Some(TargetHead::pixels(scope, dim, encoder.patch())?),
+                LocTarget::Embeddings => Some(TargetHead::embeddings(scope, dim, encoder.dim())?),
+            };
+            Ok(Speaker { decoder, plain, head })
+        };
+        let mut speakers = vec![speaker(scope, &local.decoder)?];
+        if let Some(second) = &local.second {
+            speakers.push(speaker(&mut scope.sub("plain"), second)?);
+        }
+        let generator = (local.target == LocTarget::Assign)
+            .then(|| Generator::new(&mut scope.sub("decoder_pred"), &settings.generator, local.decoder.dim()))
+            .transpose()?;
+        let tapped = local.intermediate < settings.encoder.depth();
+        let taps = if tapped { vec![local.intermediate] } else { Vec::new() };
+        Ok(Self { target: local.target, generator, speakers, taps })
+    }
+
+    /// What the patches of a round really are: assignments or tokens of those decoded, pixels of the hidden ones.
+    /// [rows * decode, words or dim], or [rows * (decode - keep), 3 * patch * patch]
+    fn truth(&self, (images, round): (&Tensor, &Round), goal: &Goal, patch: usize) -> Result<Tensor> {
+        match self.target {
+            LocTarget::Assign | LocTarget::Embeddings => gather_rows(&goal.patches, &round.decoded()),
+            LocTarget::Pixels => pixels(images, patch, &round.masked()),
+        }
+    }
+
+    /// The loss of one decoder, a scalar.
+    fn loss(
+        &self,
+        speaker: &Speaker,
+        said: &Tensor,
+        round: &Round,
+        truth: &Tensor,
+        prototypes: &Prototypes,
+    ) -> Result<Tensor> {
+        match (self.target, &speaker.head, &self.generator, &prototypes.local) {
+            (LocTarget::Assign, None, Some(generator), Some(made)) => {
+                kl_divergence(&generator.logits(said, &made.prototypes)?, truth, 1.0)
+            }
+            (LocTarget::Pixels, Some(head), ..) => {
+                let guess = head.forward(&gather_rows(said, &hidden_rows(round))?)?;
+                Ok(pixel_loss(&guess, &truth.to_dtype(guess.dtype())?, Some(PIXEL_EPS))?.mean_all()?)
+            }
+            (LocTarget::Embeddings, Some(head), ..) => cosine_distance(&head.forward(said)?, truth),
+            _ => Err(Error::argument("moca", "prototypes without those of the local loss")),
+        }
+    }
+}
+
+/// Rows of a decoder's output that belong to hidden patches.
+fn hidden_rows(round: &Round) -> Vec<u32> {
+    let counts = round.counts();
+    let row = |row: usize| (counts.keep..counts.decode).map(move |at| (row * counts.decode + at) as u32);
+    (0..round.rows()).flat_map(row).collect()
+}
+
+/// Pixels of the patches `list`: row, column, then channel.  [list.len(), 3 * patch * patch]
+fn pixels(images: &Tensor, patch: usize, list: &[u32]) -> Result<Tensor> {
+    let rows = patch_rows(&images.detach().to_dtype(DType::F32)?, patch, Some(list))?;
+    let (count, values) = rows.dims2()?;
+    Ok(rows.reshape((count, 3, values / 3))?.transpose(1, 2)?.reshape((count, values))?)
+}
