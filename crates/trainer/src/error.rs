@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A loss or gradient is not finite. Nothing was changed by that step.
+    /// A loss or gradient is not finite. The optimizer has not moved in that step.
     #[error(
         "step {step}: {what} is not finite; stopped before the optimizer moved, {checkpoint}. {bundle}; \
          a lower learning rate, a longer warm-up or train.clip may help"

@@ -6,8 +6,8 @@
 //!
 //! Invariants: `N` steps in one go and `k` steps, any kind of end, and a second start give the same weights, moments and
 //! `metrics.jsonl`, bit for bit on the CPU; files that grow are cut back to where the checkpoint found them, so no row is
-//! missing or doubled; a step whose losses or gradients are not finite changes nothing and is stored whole under
-//! `replay/`, from where [`replay()`] runs it again.
+//! missing or doubled; where a loss or gradient is not finite the optimizer does not move, and the micro-batch is stored
+//! whole under `replay/`, from where [`replay()`] runs it again; ranks that train one model stay equal.
 //!
 //! Not here: which method is trained, where images come from, how a score is computed, printing. The progress bar draws
 //! where the caller lets it ([`ProgressSink`] is given its bar).

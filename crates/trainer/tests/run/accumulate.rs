@@ -59,7 +59,7 @@ fn gradients_and_losses_are_means() {
             }
             outputs.push(method.step(&ViewBatch { views: vec![view], ids: batch.ids }, &ctx).unwrap());
         }
-        let weight = method.state()["student.w"].clone();
+        let weight = method.groups()[0].params[0].tensor.clone();
         let [first, second] = [0, 1].map(|micro| outputs[micro].gradients.get(&weight).unwrap());
         let mut mean = Gradients::default();
         mean.accumulate(weight.id(), ((first + second).unwrap() / 2.0).unwrap()).unwrap();
