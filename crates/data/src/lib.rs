@@ -34,6 +34,7 @@ mod fingerprint;
 mod layout;
 mod limits;
 mod loader;
+pub mod ops;
 mod part;
 mod readers;
 mod resample;

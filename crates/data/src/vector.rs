@@ -47,3 +47,41 @@ pub(crate) fn fill(out: &mut [u8], line: &impl Line) {
         out[at..at + LANES].copy_from_slice(&line.values::<LANES>(at));
     }
 }
+
+/// `a` or `b`, without a branch.
+#[inline(always)]
+pub(crate) fn choose(condition: bool, a: f32, b: f32) -> f32 {
+    if condition { a } else { b }
+}
+
+/// From here on f32 has the whole numbers alone: 2^23.
+const WHOLE: f32 = 8_388_608.0;
+
+/// The whole part of `x`, at least 0 and below 2^22. (`as` would check the range, which no vector instruction does.)
+#[inline(always)]
+pub(crate) fn whole(x: f32) -> f32 {
+    let nearest = (x + WHOLE) - WHOLE;
+    nearest - choose(nearest > x, 1.0, 0.0)
+}
+
+/// A whole number between 0 and 255 as a byte.
+#[inline(always)]
+pub(crate) fn byte(x: f32) -> u8 {
+    (x + WHOLE).to_bits() as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{byte, whole};
+
+    #[test]
+    fn whole_parts_and_bytes_are_those_of_a_cast() {
+        for step in 0..=255 * 64_u16 {
+            let exact = f32::from(step) / 64.0;
+            for x in [exact, exact.next_up(), exact.next_down().max(0.0)] {
+                assert_eq!(whole(x), x.trunc(), "{x}");
+                assert_eq!(byte(whole(x)), x as u8, "{x}");
+            }
+        }
+    }
+}
