@@ -34,11 +34,11 @@ mod fingerprint;
 mod layout;
 mod limits;
 mod loader;
+mod part;
 mod readers;
 mod resample;
 mod source;
 mod synthetic;
-mod view;
 
 pub use augment::{Augment, Draws, Normalize};
 pub use crop::{CropBox, CropConfig, RandomCrop};

@@ -3,8 +3,8 @@
 use crate::cache::Cached;
 use crate::draw::permutation;
 use crate::layout::Layout;
+use crate::part::Part;
 use crate::readers::sorted_classes;
-use crate::view::View;
 use crate::{Dataset, Error, Result, Synthetic};
 use occlude_random::Streams;
 use occlude_settings::{ConfigError, require};
@@ -167,8 +167,8 @@ fn both(source: &Source) -> Result<Both> {
     let Some(test) = test else { return held_out(source, train) };
     let test = test.open()?;
     let classes = shared_classes(train.classes(), test.classes());
-    let view = |split| -> Arc<dyn Dataset> { Arc::new(View::new(split, None, classes.clone())) };
-    Ok((view(train), Some(view(test))))
+    let part = |split| -> Arc<dyn Dataset> { Arc::new(Part::new(split, None, classes.clone())) };
+    Ok((part(train), Some(part(test))))
 }
 
 fn synthetic(source: &Source, split: Split) -> Result<Arc<dyn Dataset>> {
@@ -204,7 +204,7 @@ fn held_out(source: &Source, all: Arc<dyn Dataset>) -> Result<Both> {
     let part = |kept: &[u32]| -> Arc<dyn Dataset> {
         let mut kept = kept.to_vec();
         kept.sort_unstable();
-        Arc::new(View::new(Arc::clone(&all), Some(kept), classes.clone()))
+        Arc::new(Part::new(Arc::clone(&all), Some(kept), classes.clone()))
     };
     Ok((part(train), (!test.is_empty()).then(|| part(test))))
 }
@@ -217,7 +217,7 @@ fn limit(source: &Source, split: Split, all: Arc<dyn Dataset>) -> Arc<dyn Datase
     kept.truncate(limit);
     kept.sort_unstable();
     let classes = all.classes().to_vec();
-    Arc::new(View::new(all, Some(kept), classes))
+    Arc::new(Part::new(all, Some(kept), classes))
 }
 
 /// Samples are counted in 32 bits.

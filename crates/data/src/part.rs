@@ -5,7 +5,7 @@ use crate::{Dataset, Image, Result};
 use std::sync::Arc;
 
 /// Some images of a data set, their labels given by the places of their classes in `classes`.
-pub(crate) struct View {
+pub(crate) struct Part {
     inner: Arc<dyn Dataset>,
     /// `None`: all, in order.
     indices: Option<Vec<u32>>,
@@ -14,7 +14,7 @@ pub(crate) struct View {
     places: Vec<Option<u32>>,
 }
 
-impl View {
+impl Part {
     /// The images `indices` of `inner` under `classes`; an image whose class is not
     /// among them has no label.
     pub(crate) fn new(inner: Arc<dyn Dataset>, indices: Option<Vec<u32>>, classes: Vec<String>) -> Self {
@@ -28,7 +28,7 @@ impl View {
     }
 }
 
-impl Dataset for View {
+impl Dataset for Part {
     fn len(&self) -> usize {
         self.indices.as_ref().map_or_else(|| self.inner.len(), Vec::len)
     }
