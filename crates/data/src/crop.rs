@@ -1,8 +1,8 @@
-//! Random resized crop and flip (CAPI specification, section 3).
+//! Random resized crop and flip (CAPI specification, section 3; MOCA specification, sections 3 and 21).
 
 use crate::augment::{Augment, Draws, Normalize};
 use crate::draw::{below, between, unit};
-use crate::resample::Resampler;
+use crate::resample::{Interpolation, Resampler};
 use crate::{EvalMode, EvalTransform, Image};
 use occlude_random::Stream;
 use occlude_settings::{ConfigError, require};
@@ -42,6 +42,8 @@ pub struct CropConfig {
     pub scale: [f64; 2],
     /// Smallest and largest width / height, drawn evenly on a logarithmic scale.
     pub ratio: [f64; 2],
+    /// How the box is resized; it averages where it shrinks.
+    pub interpolation: Interpolation,
     /// Probability of mirroring left and right.
     pub flip: f64,
     /// Mean of each channel, subtracted after scaling to 0..1.
@@ -51,12 +53,13 @@ pub struct CropConfig {
 }
 
 impl Default for CropConfig {
-    /// The published CAPI recipe: 224 px, area 0.6 to 1, ratio 3/4 to 4/3, flip 0.5, `ImageNet` statistics.
+    /// The published CAPI recipe: 224 px, area 0.6 to 1, ratio 3/4 to 4/3, bicubic, flip 0.5, `ImageNet` statistics.
     fn default() -> Self {
         Self {
             size: 224,
             scale: [0.6, 1.0],
             ratio: [3.0 / 4.0, 4.0 / 3.0],
+            interpolation: Interpolation::Bicubic,
             flip: 0.5,
             mean: Normalize::IMAGENET_MEAN,
             std: Normalize::IMAGENET_STD,
@@ -79,11 +82,12 @@ impl CropConfig {
         require("ratio", wide, "must be finite", |w| w.is_finite())?;
         let flip = require("flip", self.flip, "must be a probability, between 0 and 1", |f| (0.0..=1.0).contains(f))?;
         let normalize = Normalize::new(self.mean, self.std)?;
-        Ok(RandomCrop { size, scale: self.scale, ratio: self.ratio, flip, normalize, resampler: Resampler::default() })
+        let resampler = Resampler::new(self.interpolation);
+        Ok(RandomCrop { size, scale: self.scale, ratio: self.ratio, flip, normalize, resampler })
     }
 }
 
-/// One view: a random box, resized to a square with antialiased bicubic filtering, perhaps mirrored, normalised.
+/// One view: a random box, resized to a square with antialiasing, perhaps mirrored, normalised.
 #[derive(Debug)]
 pub struct RandomCrop {
     size: usize,
@@ -107,7 +111,7 @@ impl RandomCrop {
         &self.normalize
     }
 
-    /// The evaluation transform of the same size and normalisation.
+    /// The evaluation transform of the same size and normalisation, bicubic.
     ///
     /// # Errors
     /// `mode` resizes to less than the size.
@@ -151,6 +155,21 @@ impl RandomCrop {
         CropBox { top: (height - rows) / 2, left: (width - columns) / 2, height: rows, width: columns }
     }
 
+    /// One view; `change` has what happens between crop and flip, with its draws.
+    pub(crate) fn view(
+        &self,
+        image: &Image,
+        stream: &mut Stream,
+        out: &mut [f32],
+        change: impl FnOnce(&mut Image, &mut Stream),
+    ) {
+        let from = self.draw_box(image.width, image.height, stream);
+        let mut picture = self.cut(image, from);
+        change(&mut picture, stream);
+        let flip = unit(stream) < self.flip;
+        self.normalize.write(&picture, flip, out);
+    }
+
     /// The view of one box: 8-bit, before flip and normalisation.
     #[must_use]
     pub fn cut(&self, image: &Image, from: CropBox) -> Image {
@@ -169,10 +188,7 @@ impl Augment for RandomCrop {
 
     fn views(&self, image: &Image, draws: &Draws, views: &mut [&mut [f32]]) {
         for (index, out) in views.iter_mut().enumerate() {
-            let mut stream = draws.view(index);
-            let from = self.draw_box(image.width, image.height, &mut stream);
-            let flip = unit(&mut stream) < self.flip;
-            self.normalize.write(&self.cut(image, from), flip, out);
+            self.view(image, &mut draws.view(index), out, |_, _| ());
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::Image;
 use crate::augment::Normalize;
 use crate::crop::CropBox;
-use crate::resample::Resampler;
+use crate::resample::{Interpolation, Resampler};
 use occlude_settings::{ConfigError, require};
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ pub struct EvalTransform {
 }
 
 impl EvalTransform {
-    /// The transform to `size` x `size`.
+    /// The transform to `size` x `size`, bicubic.
     ///
     /// # Errors
     /// A size of 0, or a short side below the size.
@@ -41,6 +41,12 @@ impl EvalTransform {
             require("resize", resize, &allowed, |r| (size..=8192).contains(r))?;
         }
         Ok(Self { size, mode, normalize, resampler: Resampler::default() })
+    }
+
+    /// The same transform, resized in another way.
+    #[must_use]
+    pub fn with_interpolation(self, interpolation: Interpolation) -> Self {
+        Self { resampler: Resampler::new(interpolation), ..self }
     }
 
     /// Side of the result in pixels.
@@ -55,17 +61,27 @@ impl EvalTransform {
         &self.normalize
     }
 
-    /// The 8-bit square, before normalisation.
+    /// The resized image before the centre is cut out; the square itself where nothing is cut.
     #[must_use]
-    pub fn picture(&self, image: &Image) -> Image {
+    pub fn resized(&self, image: &Image) -> Image {
         let EvalMode::ShortSide { resize } = self.mode else {
             return self.resampler.resize(image, CropBox::whole(image), self.size, self.size);
         };
         let middle = middle(image);
         let (width, height) = short_side(middle.width, middle.height, resize);
-        let resized = self.resampler.resize(image, middle, width, height);
+        self.resampler.resize(image, middle, width, height)
+    }
+
+    /// The 8-bit square, before normalisation.
+    #[must_use]
+    pub fn picture(&self, image: &Image) -> Image {
+        let resized = self.resized(image);
+        if (resized.width, resized.height) == (self.size, self.size) {
+            return resized;
+        }
         let centre = |side: usize| ((side - self.size) as f64 / 2.0).round_ties_even() as usize;
-        let from = CropBox { top: centre(height), left: centre(width), height: self.size, width: self.size };
+        let (top, left) = (centre(resized.height), centre(resized.width));
+        let from = CropBox { top, left, height: self.size, width: self.size };
         self.resampler.resize(&resized, from, self.size, self.size)
     }
 

@@ -39,6 +39,7 @@ mod readers;
 mod resample;
 mod source;
 mod synthetic;
+mod vector;
 
 pub use augment::{Augment, Draws, Normalize};
 pub use crop::{CropBox, CropConfig, RandomCrop};
@@ -47,6 +48,6 @@ pub use decode::decode;
 pub use error::{Error, Result};
 pub use evaluate::{EvalMode, EvalTransform};
 pub use loader::{Batch, Loader, LoaderConfig, LoaderSettings};
-pub use resample::resize_nearest;
+pub use resample::{Interpolation, resize_nearest};
 pub use source::{Both, Source, SourceConfig, Split, open, open_both};
 pub use synthetic::Synthetic;

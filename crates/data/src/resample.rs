@@ -1,16 +1,61 @@
-//! Antialiased bicubic resampling in 8 bits, bit for bit as the reference pipelines do it.
+//! Antialiased resampling in 8 bits, bit for bit as the reference pipelines do it.
 //!
-//! Kernel parameter a = -0.5, support grown by the down-scaling factor, weights rounded to 22 fractional bits; a
-//! horizontal pass, then a vertical one, each rounded and clipped to 8 bits (CAPI specification, section 3).
+//! The filter's support grows with the down-scaling factor and its weights are rounded to 22 fractional bits; a
+//! horizontal and a vertical pass, each rounded and clipped to 8 bits (CAPI specification, section 3; MOCA
+//! specification, section 21). Both are the same weighted sums of rows: for the horizontal one the picture is turned on
+//! its side, since whole rows are what vector instructions take.
 
 use crate::Image;
 use crate::crop::CropBox;
+use crate::vector::{Line, fast, fill};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 const FRACTION: u32 = 22;
 /// Tables kept for reuse. A table of a 300-pixel side is a few KB; beyond this many sizes they are made anew.
 const KEPT_TABLES: usize = 4096;
+/// Rows that are turned on their side at a time: they stay in the cache, and their colours fill whole vectors.
+const STRIP: usize = 32;
+
+/// How an image is resampled; both ways average where it shrinks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interpolation {
+    /// A triangle over two pixels. The horizontal pass is the first, except where the height loses more than twice as many
+    /// pixels as the width: so Pillow does it from version 13 on, by which the reference images were made.
+    Bilinear,
+    /// The cubic with a = -0.5, over four pixels; the horizontal pass is always the first.
+    #[default]
+    Bicubic,
+}
+
+impl Interpolation {
+    /// Pixels on either side of the centre that count, where nothing shrinks.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    /// The weight at distance `x`; 0 beyond the support.
+    fn weight(self, x: f64) -> f64 {
+        const A: f64 = -0.5;
+        let x = x.abs();
+        match self {
+            Self::Bilinear => (1.0 - x).max(0.0),
+            Self::Bicubic if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+            Self::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+            Self::Bicubic => 0.0,
+        }
+    }
+
+    /// Whether the vertical pass comes first, from one width and height to another.
+    fn vertical_first(self, (width, height): (usize, usize), to: (usize, usize)) -> bool {
+        self == Self::Bilinear && height > to.1 && height - to.1 > 2 * width.saturating_sub(to.0)
+    }
+}
 
 /// The taps of every output position along one axis.
 #[derive(Debug)]
@@ -28,52 +73,96 @@ struct Taps {
 }
 
 impl Table {
-    fn new(input: usize, output: usize) -> Self {
+    fn new(interpolation: Interpolation, input: usize, output: usize) -> Self {
         let scale = input as f64 / output as f64;
         let stretch = scale.max(1.0);
+        let reach = interpolation.support() * stretch;
         let mut table = Self { taps: Vec::with_capacity(output), weights: Vec::new() };
         let mut exact = Vec::new();
         for position in 0..output {
             let centre = (position as f64 + 0.5) * scale;
             // `as usize` truncates and clips below at 0, as the recipe asks.
-            let first = (centre - 2.0 * stretch + 0.5) as usize;
-            let last = ((centre + 2.0 * stretch + 0.5) as usize).min(input);
+            let first = (centre - reach + 0.5) as usize;
+            let last = ((centre + reach + 0.5) as usize).min(input);
             exact.clear();
-            exact.extend((first..last).map(|tap| kernel((tap as f64 - centre + 0.5) / stretch)));
+            exact.extend((first..last).map(|tap| interpolation.weight((tap as f64 - centre + 0.5) / stretch)));
             let total: f64 = exact.iter().sum();
             let start = table.weights.len();
+            // Half away from zero.
             let fixed = |weight: &f64| (weight / total * f64::from(1_u32 << FRACTION)).round() as i32;
             table.weights.extend(exact.iter().map(fixed));
             table.taps.push(Taps { first, start, end: table.weights.len() });
         }
         table
     }
-}
 
-/// The cubic kernel with a = -0.5.
-fn kernel(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * A
-    } else {
-        0.0
+    /// Writes the weighted sums of rows that the taps ask for, `length` values each; the rows begin `stride` values apart.
+    fn weigh_rows(&self, rows: &[u8], stride: usize, out: &mut [u8], length: usize) {
+        fast(
+            #[inline(always)]
+            || {
+                for (row, taps) in out.chunks_exact_mut(length).zip(&self.taps) {
+                    let weights = &self.weights[taps.start..taps.end];
+                    fill(row, &Weighted { rows: &rows[taps.first * stride..], stride, weights });
+                }
+            },
+        );
     }
 }
 
-/// Resamples, keeping the weight tables of the sizes it has met.
+/// One row out of as many rows as there are weights.
+struct Weighted<'a> {
+    rows: &'a [u8],
+    stride: usize,
+    weights: &'a [i32],
+}
+
+impl Line for Weighted<'_> {
+    #[inline(always)]
+    fn values<const N: usize>(&self, mut at: usize) -> [u8; N] {
+        let mut sums = [1_i32 << (FRACTION - 1); N];
+        for &weight in self.weights {
+            for (sum, &value) in sums.iter_mut().zip(&self.rows[at..at + N]) {
+                *sum += i32::from(value) * weight;
+            }
+            at += self.stride;
+        }
+        let mut values = [0; N];
+        for (value, sum) in values.iter_mut().zip(sums) {
+            *value = (sum >> FRACTION).clamp(0, 255) as u8;
+        }
+        values
+    }
+}
+
+/// Resamples in one way, keeping the weight tables of the sizes it has met.
 #[derive(Debug, Default)]
 pub(crate) struct Resampler {
+    interpolation: Interpolation,
     tables: RwLock<HashMap<(usize, usize), Arc<Table>>>,
 }
 
 impl Resampler {
-    /// The part `from` of `image` (inside it), resized to `width` x `height`.
+    pub(crate) fn new(interpolation: Interpolation) -> Self {
+        Self { interpolation, tables: RwLock::default() }
+    }
+
+    /// The part `from` of `image` (inside it), resized to `width` x `height`. A side that keeps its length is not touched.
     pub(crate) fn resize(&self, image: &Image, from: CropBox, width: usize, height: usize) -> Image {
-        let rows = if from.width == width { crop(image, from) } else { self.horizontal(image, from, width) };
-        let pixels = if from.height == height { rows } else { self.vertical(&rows, from.height, width, height) };
+        let part = Part::of(image, from);
+        let pixels = match (from.width == width, from.height == height) {
+            (true, true) => part.copied(),
+            (true, false) => self.vertical(part, height),
+            (false, true) => self.horizontal(part, width),
+            (false, false) if self.interpolation.vertical_first((from.width, from.height), (width, height)) => {
+                let pixels = self.vertical(part, height);
+                self.horizontal(Part { pixels: &pixels, stride: from.width, width: from.width, height }, width)
+            }
+            (false, false) => {
+                let pixels = self.horizontal(part, width);
+                self.vertical(Part { pixels: &pixels, stride: width, width, height: from.height }, height)
+            }
+        };
         Image { width, height, pixels }
     }
 
@@ -82,7 +171,7 @@ impl Resampler {
         if let Some(table) = self.tables.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Arc::clone(table);
         }
-        let table = Arc::new(Table::new(input, output));
+        let table = Arc::new(Table::new(self.interpolation, input, output));
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         if tables.len() < KEPT_TABLES {
             tables.insert(key, Arc::clone(&table));
@@ -90,61 +179,64 @@ impl Resampler {
         table
     }
 
-    fn horizontal(&self, image: &Image, from: CropBox, width: usize) -> Vec<u8> {
-        let table = self.table(from.width, width);
-        let mut out = vec![0_u8; 3 * width * from.height];
-        for (row, line) in out.chunks_exact_mut(3 * width).enumerate() {
-            let offset = 3 * ((from.top + row) * image.width + from.left);
-            let input = &image.pixels[offset..offset + 3 * from.width];
-            for (pixel, taps) in line.chunks_exact_mut(3).zip(&table.taps) {
-                let weights = &table.weights[taps.start..taps.end];
-                let input = &input[3 * taps.first..3 * (taps.first + weights.len())];
-                let mut sum = [1_i32 << (FRACTION - 1); 3];
-                for (source, &weight) in input.chunks_exact(3).zip(weights) {
-                    sum[0] += i32::from(source[0]) * weight;
-                    sum[1] += i32::from(source[1]) * weight;
-                    sum[2] += i32::from(source[2]) * weight;
-                }
-                for (value, sum) in pixel.iter_mut().zip(sum) {
-                    *value = clip(sum);
-                }
-            }
+    /// Rows of `width` pixels.
+    fn horizontal(&self, part: Part, width: usize) -> Vec<u8> {
+        let table = self.table(part.width, width);
+        let (pixels, _) = part.pixels.as_chunks::<3>();
+        let mut out = vec![[0_u8; 3]; width * part.height];
+        let strip = STRIP.min(part.height);
+        let (mut wide, mut narrow) = (vec![[0_u8; 3]; strip * part.width], vec![[0_u8; 3]; strip * width]);
+        for (lines, pixels) in out.chunks_mut(strip * width).zip(pixels.chunks(strip * part.stride)) {
+            let rows = lines.len() / width;
+            let (wide, narrow) = (&mut wide[..rows * part.width], &mut narrow[..rows * width]);
+            turn(pixels, part.stride, wide, rows);
+            table.weigh_rows(wide.as_flattened(), 3 * rows, narrow.as_flattened_mut(), 3 * rows);
+            turn(narrow, rows, lines, width);
         }
-        out
+        out.into_flattened()
     }
 
-    fn vertical(&self, rows: &[u8], input_height: usize, width: usize, height: usize) -> Vec<u8> {
-        let table = self.table(input_height, height);
-        let line = 3 * width;
-        let mut out = vec![0_u8; line * height];
-        let mut sums = vec![0_i32; line];
-        for (target, taps) in out.chunks_exact_mut(line).zip(&table.taps) {
-            sums.fill(1 << (FRACTION - 1));
-            let weights = &table.weights[taps.start..taps.end];
-            for (source, &weight) in rows[taps.first * line..].chunks_exact(line).zip(weights) {
-                for (sum, &value) in sums.iter_mut().zip(source) {
-                    *sum += i32::from(value) * weight;
-                }
-            }
-            for (value, &sum) in target.iter_mut().zip(&sums) {
-                *value = clip(sum);
-            }
-        }
+    /// `height` rows.
+    fn vertical(&self, part: Part, height: usize) -> Vec<u8> {
+        let length = 3 * part.width;
+        let mut out = vec![0_u8; length * height];
+        self.table(part.height, height).weigh_rows(part.pixels, 3 * part.stride, &mut out, length);
         out
     }
 }
 
-fn clip(sum: i32) -> u8 {
-    (sum >> FRACTION).clamp(0, 255) as u8
+/// A part of a picture.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    /// From its first pixel on.
+    pixels: &'a [u8],
+    /// Pixels from the beginning of one row to that of the next.
+    stride: usize,
+    width: usize,
+    height: usize,
 }
 
-fn crop(image: &Image, from: CropBox) -> Vec<u8> {
-    let mut out = Vec::with_capacity(3 * from.width * from.height);
-    for row in from.top..from.top + from.height {
-        let offset = 3 * (row * image.width + from.left);
-        out.extend_from_slice(&image.pixels[offset..offset + 3 * from.width]);
+impl<'a> Part<'a> {
+    fn of(image: &'a Image, from: CropBox) -> Self {
+        let pixels = &image.pixels[3 * (from.top * image.width + from.left)..];
+        Self { pixels, stride: image.width, width: from.width, height: from.height }
     }
-    out
+
+    fn copied(self) -> Vec<u8> {
+        let rows = self.pixels.chunks(3 * self.stride).take(self.height);
+        rows.flat_map(|row| &row[..3 * self.width]).copied().collect()
+    }
+}
+
+/// Makes a row of `out`, `rows` pixels long, of each column of the first `rows` rows of `pixels`, which begin `stride`
+/// pixels apart.
+fn turn(pixels: &[[u8; 3]], stride: usize, out: &mut [[u8; 3]], rows: usize) {
+    let columns = out.len() / rows;
+    for (row, line) in pixels.chunks(stride).take(rows).enumerate() {
+        for (pixel, slot) in line[..columns].iter().zip(out[row..].iter_mut().step_by(rows)) {
+            *slot = *pixel;
+        }
+    }
 }
 
 /// A map of labels, row-major `height * width`, resized to `to = (width, height)` by taking the nearest value.
@@ -161,9 +253,11 @@ pub fn resize_nearest(labels: &[u8], (width, height): (usize, usize), to: (usize
 
 #[cfg(test)]
 mod tests {
-    use super::{Resampler, Table, resize_nearest};
+    use super::{Interpolation, Resampler, Table, resize_nearest};
     use crate::Image;
     use crate::crop::CropBox;
+
+    const BOTH: [Interpolation; 2] = [Interpolation::Bilinear, Interpolation::Bicubic];
 
     fn resize_bicubic(image: &Image, width: usize, height: usize) -> Image {
         Resampler::default().resize(image, CropBox::whole(image), width, height)
@@ -176,8 +270,9 @@ mod tests {
 
     #[test]
     fn weights_sum_to_one_and_stay_inside() {
-        for (input, output) in [(1, 1), (1, 9), (7, 3), (100, 33), (33, 100), (500, 7)] {
-            let table = Table::new(input, output);
+        let sizes = [(1, 1), (1, 9), (7, 3), (100, 33), (33, 100), (500, 7)];
+        for (interpolation, (input, output)) in BOTH.into_iter().flat_map(|way| sizes.map(|size| (way, size))) {
+            let table = Table::new(interpolation, input, output);
             for taps in &table.taps {
                 let weights = &table.weights[taps.start..taps.end];
                 assert!(taps.first + weights.len() <= input && !weights.is_empty());
@@ -203,6 +298,22 @@ mod tests {
         let cropped = resampler.resize(&image, from, 20, 15);
         assert_eq!(cropped.pixels[..6], image.pixels[3 * (3 * 31 + 7)..][..6]);
         assert_eq!(resampler.resize(&image, from, 8, 9), resize_bicubic(&cropped, 8, 9));
+    }
+
+    #[test]
+    fn a_tall_box_is_resized_vertically_first_where_bilinear() {
+        let image = noise(40, 100);
+        for interpolation in BOTH {
+            let resampler = Resampler::new(interpolation);
+            let apart = |image: &Image, (width, height)| resampler.resize(image, CropBox::whole(image), width, height);
+            for (width, height, tall) in [(29, 77, true), (29, 78, false), (50, 99, true), (50, 100, false)] {
+                let across = apart(&apart(&image, (width, 100)), (width, height));
+                let along = apart(&apart(&image, (40, height)), (width, height));
+                let first = if tall && interpolation == Interpolation::Bilinear { &along } else { &across };
+                assert!(apart(&image, (width, height)) == *first, "{interpolation:?} {width} {height}");
+                assert!(height == 100 || across != along, "the order should show");
+            }
+        }
     }
 
     #[test]
