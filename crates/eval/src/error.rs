@@ -56,6 +56,33 @@ pub enum Error {
     /// The model offers no vector of its own an image.
     #[error("this model has no pooling of its own (`global`); use `average`")]
     NoGlobal,
+    /// The model has no class token.
+    #[error("this model has no class token (`{pooling}`); use `average`")]
+    NoClassToken {
+        /// What was asked for.
+        pooling: &'static str,
+    },
+    /// The model does not hand out patches before its final norm.
+    #[error("this model does not give its patches before the final norm (`before_norm`, low-shot classification)")]
+    NoBeforeNorm,
+    /// A list of training images cannot be read, or does not fit the data set.
+    #[error("{path}: {message}", path = path.display())]
+    List {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line.
+        message: String,
+    },
+    /// A class has fewer images than a subset takes of it.
+    #[error("low-shot: class {class} has {got} images, {needed} needed; add images or lower `eval.lowshot.shots`")]
+    FewOfClass {
+        /// Its name, or its number.
+        class: String,
+        /// How many there are.
+        got: usize,
+        /// How many are needed.
+        needed: usize,
+    },
     /// A feature is not finite: the model has diverged.
     #[error("{what}: a feature of row {row} is not finite; the weights have diverged, take an earlier checkpoint")]
     NotFinite {

@@ -4,7 +4,7 @@ use crate::config::Pooling;
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor};
 use occlude_data::{Dataset, EvalTransform};
-use occlude_vit::{Extractor, Features};
+use occlude_vit::{Extractor, Extras, Features};
 use rayon::prelude::*;
 
 /// Rows of features, one an image, with what is known of each image.
@@ -109,6 +109,8 @@ pub struct FeatureRequest {
     pub batch: usize,
     /// One [`FeatureSet`] for each of these, from the same pass.
     pub poolings: Vec<Pooling>,
+    /// Blocks that give their class token to [`Pooling::Class`] and [`Pooling::ClassAverage`], counted from the last.
+    pub class_blocks: usize,
     /// Where the model's weights lie.
     pub device: Device,
 }
@@ -117,7 +119,16 @@ impl FeatureRequest {
     /// Average patch tokens of these images, 64 at a time, on the CPU.
     #[must_use]
     pub fn new(indices: Vec<usize>) -> Self {
-        Self { indices, batch: 64, poolings: vec![Pooling::Average], device: Device::Cpu }
+        Self { indices, batch: 64, poolings: vec![Pooling::Average], class_blocks: 1, device: Device::Cpu }
+    }
+
+    /// What the poolings need beyond what every pass gives.
+    fn extras(&self) -> Extras {
+        let class = self.poolings.iter().any(|pooling| matches!(pooling, Pooling::Class | Pooling::ClassAverage));
+        Extras {
+            before_norm: self.poolings.contains(&Pooling::BeforeNorm),
+            class_blocks: if class { self.class_blocks } else { 0 },
+        }
     }
 }
 
@@ -141,7 +152,7 @@ pub fn features_of(
         done += indices.len();
         let (rows, images) = images(dataset, transform, indices, &request.device)?;
         if let Some(images) = images {
-            let features = extractor.features(&images)?;
+            let features = extractor.features_with(&images, request.extras())?;
             for (rows, &pooling) in pooled.iter_mut().zip(&request.poolings) {
                 rows.extend(pool(&features, pooling)?.flatten_all()?.to_vec1::<f32>()?);
             }
@@ -186,14 +197,23 @@ fn read_one(dataset: &dyn Dataset, transform: &EvalTransform, index: usize) -> O
     }
 }
 
-/// One row an image.  [batch, dim] or [batch, width] or [batch, width + dim], f32
+/// One row an image, f32: [batch, dim], or [batch, width] of the model's own vector, [batch, blocks * dim] of class tokens,
+/// or one of these with [batch, dim] behind it.
 fn pool(features: &Features, pooling: Pooling) -> Result<Tensor> {
     let average = || features.patches.mean(D::Minus2); // [batch, dim]
     let global = || features.global.clone().ok_or(Error::NoGlobal); // [batch, width]
+    let class = || -> Result<Tensor> {
+        let tokens = features.class.as_ref().ok_or(Error::NoClassToken { pooling: pooling.name() })?;
+        Ok(tokens.flatten_from(1)?) // [batch, blocks * dim]
+    };
+    let before_norm = || features.before_norm.as_ref().ok_or(Error::NoBeforeNorm); // [batch, patches, dim]
     let pooled = match pooling {
         Pooling::Average => average()?,
         Pooling::Global => global()?,
         Pooling::Both => Tensor::cat(&[global()?, average()?], D::Minus1)?,
+        Pooling::Class => class()?,
+        Pooling::ClassAverage => Tensor::cat(&[class()?, average()?], D::Minus1)?,
+        Pooling::BeforeNorm => before_norm()?.mean(D::Minus2)?, // [batch, dim]
     };
     Ok(pooled.to_dtype(DType::F32)?)
 }

@@ -10,18 +10,25 @@ use occlude_masking::Grid;
 use occlude_random::Streams;
 use occlude_vit::{Extractor, Extras, Features};
 
-/// Mean colour of each patch of 8 x 8 pixels; `global` is the mean colour of the image, doubled.
+/// Mean colour of each patch of 8 x 8 pixels; `global` is the mean colour of the image, doubled. With it go the rest:
+/// before the norm everything is three times as large, and the class token of block `i` of four is the mean colour plus `i`.
 struct MeanColour {
     global: bool,
 }
 
+const BLOCKS: usize = 4;
+
 impl Extractor for MeanColour {
-    fn features_with(&self, images: &Tensor, _: Extras) -> occlude_kernels::Result<Features> {
+    fn features_with(&self, images: &Tensor, extras: Extras) -> occlude_kernels::Result<Features> {
         let (batch, _, height, width) = images.dims4()?;
         let grid = Grid::new(height / 8, width / 8);
         let patches = images.avg_pool2d(8)?.reshape((batch, 3, grid.count()))?.transpose(1, 2)?.contiguous()?;
         let global = if self.global { Some((patches.mean(1)? * 2.0)?) } else { None };
-        Ok(Features { global, ..Features::new(grid, patches) })
+        let before_norm = if self.global && extras.before_norm { Some((&patches * 3.0)?) } else { None };
+        let tokens = (BLOCKS - extras.class_blocks..BLOCKS).map(|block| patches.mean(1)? + block as f64);
+        let tokens: Vec<Tensor> = tokens.collect::<Result<_, _>>()?;
+        let class = if self.global && !tokens.is_empty() { Some(Tensor::stack(&tokens, 1)?) } else { None };
+        Ok(Features { global, before_norm, class, ..Features::new(grid, patches) })
     }
 
     /// Cluster 7 where a patch is redder than green, else cluster 2.
@@ -106,6 +113,28 @@ fn each_pooling_is_what_it_says_in_the_order_asked_for() {
 }
 
 #[test]
+fn class_tokens_and_unnormed_patches_are_asked_for() {
+    let request = FeatureRequest {
+        poolings: vec![Pooling::Class, Pooling::ClassAverage, Pooling::BeforeNorm, Pooling::Average],
+        class_blocks: 2,
+        ..FeatureRequest::new(vec![3, 8])
+    };
+    let model = MeanColour { global: true };
+    let sets = features_of(&model, &images(), &transform(), &request, &mut |_, _| ()).unwrap();
+    assert_eq!(sets.iter().map(|set| set.dim).collect::<Vec<_>>(), [6, 9, 3, 3]);
+    for row in 0..2 {
+        let average = sets[3].row(row);
+        let near = |got: &[f32], of: &dyn Fn(f32) -> f32| {
+            assert!(got.iter().zip(average).all(|(got, mean)| (got - of(*mean)).abs() < 1e-5), "{got:?} {average:?}");
+        };
+        near(&sets[0].row(row)[..3], &|mean| mean + 2.0);
+        near(&sets[0].row(row)[3..], &|mean| mean + 3.0);
+        near(sets[2].row(row), &|mean| 3.0 * mean);
+        assert_eq!(sets[1].row(row), [sets[0].row(row), average].concat());
+    }
+}
+
+#[test]
 fn the_size_of_a_batch_changes_nothing() {
     let run = |batch| {
         let request = FeatureRequest { batch, ..FeatureRequest::new(choose(40, Some(17), &Streams::new(0), "test")) };
@@ -129,9 +158,14 @@ fn an_unreadable_image_is_left_out() {
 
 #[test]
 fn a_pooling_the_model_lacks_is_refused() {
-    let request = FeatureRequest { poolings: vec![Pooling::Global], ..FeatureRequest::new(vec![0]) };
-    let refused = features_of(&MeanColour { global: false }, &images(), &transform(), &request, &mut |_, _| ());
-    assert!(matches!(refused, Err(Error::NoGlobal)));
+    let refused = |pooling| {
+        let request = FeatureRequest { poolings: vec![pooling], ..FeatureRequest::new(vec![0]) };
+        features_of(&MeanColour { global: false }, &images(), &transform(), &request, &mut |_, _| ()).unwrap_err()
+    };
+    assert!(matches!(refused(Pooling::Global), Error::NoGlobal));
+    assert!(matches!(refused(Pooling::BeforeNorm), Error::NoBeforeNorm));
+    let none = refused(Pooling::ClassAverage);
+    assert_eq!(none.to_string(), "this model has no class token (`class_average`); use `average`");
 }
 
 #[test]

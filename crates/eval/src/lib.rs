@@ -1,8 +1,8 @@
-//! Protocols on frozen features: k-NN, linear and attentive probes, segmentation, PCA maps, neighbours and cluster
-//! galleries.
+//! Protocols on frozen features: k-NN, linear and attentive probes, low-shot classification, segmentation, PCA maps,
+//! neighbours and cluster galleries.
 //!
-//! [`features_of`] runs a frozen model once over images and keeps one row an image ([`FeatureSet`]); [`knn()`] and
-//! [`linear_probe`] score such rows; [`patch_knn`] and [`LogisticRegression`] label the pixels of patches; [`pca_maps`]
+//! [`features_of`] runs a frozen model once over images and keeps one row an image ([`FeatureSet`]); [`knn()`],
+//! [`linear_probe`] and [`low_shot()`] score such rows; [`patch_knn`] and [`LogisticRegression`] label the pixels of patches; [`pca_maps`]
 //! and [`cluster_gallery`] make the pictures of a report; [`mod@write`] puts features into npy, safetensors or Parquet
 //! files.
 //!
@@ -34,6 +34,8 @@ mod frozen_tests;
 mod gallery;
 mod knn;
 mod linear;
+mod logistic;
+mod low_shot;
 mod maps;
 mod nearest;
 mod pca;
@@ -44,13 +46,15 @@ pub mod write;
 
 pub use attentive::AttentiveProbe;
 pub use config::{
-    Eval, EvalConfig, KnnConfig, KnnSettings, LinearConfig, LinearSettings, Pooling, Probe, ProbeConfig, WeightsChoice,
+    Eval, EvalConfig, KnnConfig, KnnSettings, LinearConfig, LinearProtocol, LinearSettings, LowShotConfig, LowShotList,
+    LowShotSettings, MocaLinearConfig, Pooling, Probe, ProbeConfig, Protocol, WeightsChoice,
 };
 pub use error::{Error, Result};
 pub use features::{FeatureRequest, FeatureSet, features_of};
 pub use gallery::{Cluster, ClusterGallery, PatchRef, cluster_gallery};
 pub use knn::{KnnReport, KnnScore, Vote, knn};
 pub use linear::{LinearReport, LinearTrial, Standard, linear_probe};
+pub use low_shot::{LowShotReport, LowShotScore, LowShotSplit, low_shot, low_shot_splits};
 pub use maps::{PcaMap, PcaMaps, pca_maps};
 pub use nearest::{Neighbour, neighbours};
 pub use pca::{joint_components, per_image_components, rgb};

@@ -1,7 +1,7 @@
 //! The linear probe against known problems and the reference tensors.
 
 use super::linear_probe;
-use crate::{Error, FeatureSet, LinearConfig};
+use crate::{Error, FeatureSet, LinearConfig, LinearProtocol, MocaLinearConfig};
 use occlude_random::Streams;
 use rand::Rng;
 
@@ -34,6 +34,33 @@ fn separable_classes_are_learned_and_the_better_rate_is_chosen() {
     assert_eq!(report.best.lr, 2e-2, "{:?}", report.trials);
     assert_eq!(report.trials.len(), 4);
     assert!(report.trials[0].validation < 90.0, "a rate that is far too low has not arrived: {:?}", report.trials);
+}
+
+fn moca(epochs: usize) -> LinearConfig {
+    let moca = MocaLinearConfig { epochs, batch: 64, lrs: Some(vec![1e-6, 0.5]), weight_decays: vec![0.0] };
+    LinearConfig { protocol: LinearProtocol::Moca, moca, ..LinearConfig::default() }
+}
+
+#[test]
+fn the_other_recipe_quotes_the_best_head_at_its_best_epoch() {
+    let (train, test) = (corners(600, 0), corners(200, 1));
+    let report = probe(&train, &test, &moca(20)).unwrap();
+    assert_eq!((report.train, report.validation, report.test), (600, 200, 200));
+    assert_eq!((report.accuracy, report.best.lr), (100.0, 0.5), "{:?}", report.trials);
+    assert!(report.trials[0].validation < 90.0, "a rate that is far too low has not arrived: {:?}", report.trials);
+    let first = report.best.epoch.unwrap();
+    assert!((1..20).contains(&first), "the first epoch of equal ones, not the last: {first}");
+    // A run that ends there has decayed its rate sooner, but has seen as many images.
+    assert!(probe(&train, &test, &moca(first)).unwrap().accuracy > 90.0);
+    let text = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<super::LinearReport>(&text).unwrap(), report);
+}
+
+#[test]
+fn a_batch_larger_than_the_set_is_one_step() {
+    let whole = MocaLinearConfig { batch: 1024, ..moca(30).moca };
+    let report = probe(&corners(100, 0), &corners(50, 1), &LinearConfig { moca: whole, ..moca(30) }).unwrap();
+    assert!(report.accuracy > 80.0, "{report:?}");
 }
 
 #[test]

@@ -6,7 +6,6 @@
 //! squashed to one size by the caller, and the validation split, if settings are to be chosen, is the caller's too.
 
 mod knn;
-mod lbfgs;
 mod logistic;
 mod score;
 #[cfg(test)]

@@ -104,7 +104,7 @@ fn golden_capi_patch_logistic_regression() {
         let c = strengths[index.parse::<usize>().unwrap()];
         let fit = LogisticRegression::fit(train.features(), train.dim(), &train.modes(), c).unwrap();
         assert_eq!(fit.classes, bytes(&reference.tensors["logreg.classes"]));
-        for (part, got) in [("coef", &fit.weight), ("intercept", &fit.bias)] {
+        for (part, got) in [("coef", fit.weight()), ("intercept", fit.bias())] {
             let got = Tensor::from_slice(got, of(part).dims(), &Device::Cpu).unwrap();
             assert_close(&format!("C{index}.{part}"), &got, of(part), 1e-5);
         }

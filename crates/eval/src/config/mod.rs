@@ -1,5 +1,13 @@
 //! Settings of the online probe and of an evaluation, as written and checked.
 
+mod knn;
+mod linear;
+mod low_shot;
+
+pub use knn::{KnnConfig, KnnSettings};
+pub use linear::{LinearConfig, LinearProtocol, LinearSettings, MocaLinearConfig};
+pub use low_shot::{LowShotConfig, LowShotList, LowShotSettings};
+
 use crate::linear::LEAST_TRAINING_ROWS;
 use occlude_settings::{ConfigError, Ruler, Span, require};
 use serde::{Deserialize, Serialize};
@@ -14,9 +22,18 @@ pub enum Pooling {
     Global,
     /// The model's own vector, then the mean of the patch tokens.
     Both,
+    /// Class tokens of the last blocks, one after the other.
+    Class,
+    /// Class tokens of the last blocks, then the mean of the patch tokens.
+    ClassAverage,
+    /// Mean of the patch tokens before the encoder's final norm.
+    BeforeNorm,
 }
 
 impl Pooling {
+    /// Every one, in the order of the names an error lists.
+    const ALL: [Self; 6] = [Self::Average, Self::Global, Self::Both, Self::Class, Self::ClassAverage, Self::BeforeNorm];
+
     /// The name as written in a config.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -24,8 +41,23 @@ impl Pooling {
             Self::Average => "average",
             Self::Global => "global",
             Self::Both => "both",
+            Self::Class => "class",
+            Self::ClassAverage => "class_average",
+            Self::BeforeNorm => "before_norm",
         }
     }
+}
+
+/// A way to score frozen features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Nearest neighbours vote; beside random weights and raw pixels.
+    Knn,
+    /// A linear classifier on all training images.
+    Linear,
+    /// A linear classifier on a few training images of each class.
+    LowShot,
 }
 
 /// Which weights of a method are evaluated.
@@ -110,128 +142,6 @@ impl Probe {
     }
 }
 
-/// k-NN classification, as written (the CAPI paper reports such scores; the protocol is ours).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct KnnConfig {
-    /// Numbers of neighbours to try; the last is the one reported as canonical, with weighted votes.
-    pub neighbours: Vec<usize>,
-    /// A weighted vote is exp(similarity / temperature).
-    pub temperature: f64,
-}
-
-impl Default for KnnConfig {
-    fn default() -> Self {
-        Self { neighbours: vec![1, 5, 10, 20], temperature: 0.07 }
-    }
-}
-
-/// Checked [`KnnConfig`].
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct KnnSettings {
-    /// Numbers of neighbours, ascending, not empty.
-    pub neighbours: Vec<usize>,
-    /// Of a weighted vote.
-    pub temperature: f64,
-}
-
-impl KnnSettings {
-    /// Images of a bank that are needed at least: the largest number of neighbours.
-    #[must_use]
-    pub fn voters(&self) -> usize {
-        self.neighbours.last().copied().unwrap_or(1)
-    }
-}
-
-impl KnnConfig {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// No neighbours, an order that is not ascending, or a temperature that is not positive.
-    pub fn check(&self) -> Result<KnnSettings, ConfigError> {
-        let ascending = self.neighbours.windows(2).all(|pair| pair[0] < pair[1]);
-        if !ascending || self.neighbours.first().is_none_or(|least| *least == 0) {
-            let allowed = "must be one or more numbers from 1, ascending";
-            return Err(ConfigError::new("neighbours", format!("{:?}", self.neighbours), allowed));
-        }
-        let temperature = require("temperature", self.temperature, "must be above 0 and finite", positive)?;
-        Ok(KnnSettings { neighbours: self.neighbours.clone(), temperature })
-    }
-}
-
-/// The linear probe on frozen features, as written (CAPI, classification probes). The published sweep trains 12 500
-/// iterations on augmented images; here features are computed once, and fewer iterations are enough for small sets.
-/// `linear_probe` lists every difference.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LinearConfig {
-    /// Optimizer steps.
-    pub iterations: usize,
-    /// Images in a step. Learning rates are scaled by `batch / 256` (the reference: 8 workers of 128 images, so by 4).
-    pub batch: usize,
-    /// Learning rates to try, before scaling.
-    pub lrs: Vec<f64>,
-    /// Weight decays to try.
-    pub weight_decays: Vec<f64>,
-    /// Share of the training images kept apart to choose between the probes.
-    pub validation: f64,
-    /// Whether every feature is shifted and scaled to mean 0 and variance 1 over the training images.
-    pub standardise: bool,
-}
-
-impl Default for LinearConfig {
-    fn default() -> Self {
-        Self {
-            iterations: 3_000,
-            batch: 128,
-            lrs: vec![1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2],
-            weight_decays: vec![5e-4, 1e-3, 5e-2],
-            validation: 0.1,
-            standardise: false,
-        }
-    }
-}
-
-/// Checked [`LinearConfig`].
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct LinearSettings {
-    /// Optimizer steps.
-    pub iterations: usize,
-    /// Images in a step.
-    pub batch: usize,
-    /// Every pair of learning rate (before scaling) and weight decay, learning rates in the outer loop.
-    pub sweep: Vec<(f64, f64)>,
-    /// Share of the training images kept apart.
-    pub validation: f64,
-    /// Whether features are standardised.
-    pub standardise: bool,
-}
-
-impl LinearConfig {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// Nothing to train or to try, a rate that is not positive, or a validation share that leaves one part empty.
-    pub fn check(&self) -> Result<LinearSettings, ConfigError> {
-        let validation =
-            require("validation", self.validation, "must be above 0 and below 1", |v| *v > 0.0 && *v < 1.0)?;
-        all("lrs", &self.lrs, "must be one or more numbers above 0", positive)?;
-        all("weight_decays", &self.weight_decays, "must be one or more numbers from 0", |w| {
-            *w >= 0.0 && w.is_finite()
-        })?;
-        let pairs = |&lr: &f64| self.weight_decays.iter().map(move |&decay| (lr, decay));
-        Ok(LinearSettings {
-            iterations: require("iterations", self.iterations, "must be at least 1", |n| *n >= 1)?,
-            batch: require("batch", self.batch, "must be at least 1 image", |n| *n >= 1)?,
-            sweep: self.lrs.iter().flat_map(pairs).collect(),
-            validation,
-            standardise: self.standardise,
-        })
-    }
-}
-
 fn positive(value: &f64) -> bool {
     *value > 0.0 && value.is_finite()
 }
@@ -249,8 +159,12 @@ fn all(field: &str, values: &[f64], allowed: &str, holds: impl Fn(&f64) -> bool)
 pub struct EvalConfig {
     /// Which weights.
     pub weights: WeightsChoice,
-    /// Which features. k-NN scores each; the linear probe learns on the first.
+    /// What is scored.
+    pub protocols: Vec<Protocol>,
+    /// Which features. k-NN scores each; the linear probe learns on the first unless it names its own.
     pub poolings: Vec<Pooling>,
+    /// Blocks that give their class token to the poolings `class` and `class_average`, counted from the last.
+    pub class_blocks: usize,
     /// Images in one forward pass.
     pub batch: usize,
     /// Training images, at most. A file that leaves it out gets the default; a number as large as the set takes all.
@@ -263,18 +177,23 @@ pub struct EvalConfig {
     pub knn: KnnConfig,
     /// Linear probe.
     pub linear: LinearConfig,
+    /// Low-shot classification.
+    pub lowshot: LowShotConfig,
 }
 
 impl Default for EvalConfig {
     fn default() -> Self {
         Self {
             weights: WeightsChoice::Teacher,
+            protocols: vec![Protocol::Knn, Protocol::Linear],
             poolings: vec![Pooling::Average, Pooling::Global],
+            class_blocks: 1,
             batch: 64,
             bank: Some(20_000),
             test: None,
             knn: KnnConfig::default(),
             linear: LinearConfig::default(),
+            lowshot: LowShotConfig::default(),
         }
     }
 }
@@ -285,8 +204,12 @@ impl Default for EvalConfig {
 pub struct Eval {
     /// Which weights.
     pub weights: WeightsChoice,
+    /// What is scored; not empty.
+    pub protocols: Vec<Protocol>,
     /// Which features; not empty.
     pub poolings: Vec<Pooling>,
+    /// Blocks that give their class token.
+    pub class_blocks: usize,
     /// Images in one forward pass.
     pub batch: usize,
     /// Training images, at most; all if absent. Never fewer than a protocol needs.
@@ -297,6 +220,22 @@ pub struct Eval {
     pub knn: KnnSettings,
     /// Linear probe.
     pub linear: LinearSettings,
+    /// Low-shot classification.
+    pub lowshot: LowShotSettings,
+}
+
+impl Eval {
+    /// Whether `protocol` is asked for.
+    #[must_use]
+    pub fn scores(&self, protocol: Protocol) -> bool {
+        self.protocols.contains(&protocol)
+    }
+
+    /// The features the linear probes learn on.
+    #[must_use]
+    pub fn linear_poolings(&self) -> &[Pooling] {
+        if self.linear.poolings.is_empty() { &self.poolings[..1] } else { &self.linear.poolings }
+    }
 }
 
 impl EvalConfig {
@@ -306,7 +245,11 @@ impl EvalConfig {
     /// A field that is not allowed, by its name within this table.
     pub fn check(&self) -> Result<Eval, ConfigError> {
         if self.poolings.is_empty() {
-            return Err(ConfigError::new("poolings", "[]", "must be one or more of average, global, both"));
+            let names = Pooling::ALL.map(Pooling::name).join(", ");
+            return Err(ConfigError::new("poolings", "[]", format!("must be one or more of {names}")));
+        }
+        if self.protocols.is_empty() {
+            return Err(ConfigError::new("protocols", "[]", "must be one or more of knn, linear, lowshot"));
         }
         let knn = self.knn.check().map_err(|error| error.inside("knn"))?;
         let least = knn.voters().max(LEAST_TRAINING_ROWS);
@@ -318,19 +261,24 @@ impl EvalConfig {
         self.test.map_or(Ok(1), |n| require("test", n, "must be at least 1 image", |n| *n >= 1))?;
         Ok(Eval {
             weights: self.weights,
+            protocols: self.protocols.clone(),
             poolings: self.poolings.clone(),
+            class_blocks: require("class_blocks", self.class_blocks, "must be at least 1", |n| *n >= 1)?,
             batch: require("batch", self.batch, "must be at least 1 image", |n| *n >= 1)?,
             bank: self.bank,
             test: self.test,
             knn,
             linear: self.linear.check().map_err(|error| error.inside("linear"))?,
+            lowshot: self.lowshot.check().map_err(|error| error.inside("lowshot"))?,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{EvalConfig, KnnConfig, LinearConfig, ProbeConfig};
+    use super::{
+        EvalConfig, KnnConfig, LinearConfig, LinearProtocol, LowShotConfig, LowShotList, MocaLinearConfig, ProbeConfig,
+    };
     use occlude_settings::{Ruler, Span};
 
     const RULER: Ruler = Ruler { steps_per_epoch: 10.0, total_steps: 600 };
@@ -341,6 +289,22 @@ mod tests {
         assert_eq!(eval.linear.sweep.len(), 30);
         assert_eq!((eval.linear.sweep[0], eval.linear.sweep[29]), ((1e-5, 5e-4), (1e-2, 5e-2)));
         assert_eq!(ProbeConfig::default().check(RULER).unwrap().every, 60);
+    }
+
+    #[test]
+    fn the_published_rates_of_the_other_recipe_are_45() {
+        let moca = LinearConfig { protocol: LinearProtocol::Moca, ..LinearConfig::default() };
+        let settings = moca.check().unwrap();
+        assert_eq!((settings.epochs, settings.batch, settings.sweep.len()), (100, 1024, 45));
+        assert_eq!((settings.sweep[0], settings.sweep[2], settings.sweep[44]), ((1e-4, 0.0), (3e-4, 0.0), (9.0, 0.0)));
+        assert!(settings.sweep.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    }
+
+    #[test]
+    fn temperatures_are_scored_in_order_and_once() {
+        let knn = KnnConfig { temperatures: vec![0.2, 0.07, 0.04], ..KnnConfig::default() }.check().unwrap();
+        assert_eq!((knn.temperature, knn.temperatures), (0.07, vec![0.04, 0.07, 0.2]));
+        assert_eq!(KnnConfig::default().check().unwrap().temperatures, [0.07]);
     }
 
     #[test]
@@ -379,8 +343,35 @@ mod tests {
             (LinearConfig { lrs: vec![], ..LinearConfig::default() }, "lrs"),
             (LinearConfig { weight_decays: vec![-1.0], ..LinearConfig::default() }, "weight_decays"),
             (LinearConfig { batch: 0, ..LinearConfig::default() }, "batch"),
+            (
+                LinearConfig { moca: MocaLinearConfig { epochs: 0, ..Default::default() }, ..Default::default() },
+                "moca.epochs",
+            ),
+            (
+                LinearConfig {
+                    moca: MocaLinearConfig { lrs: Some(vec![]), ..Default::default() },
+                    ..Default::default()
+                },
+                "moca.lrs",
+            ),
         ] {
             assert_eq!(config.check().unwrap_err().field, field);
         }
+        let list = |name: &str, files: usize| LowShotList { name: name.into(), files: vec!["a.txt".into(); files] };
+        for (config, field) in [
+            (LowShotConfig { shots: vec![2, 1], ..LowShotConfig::default() }, "shots"),
+            (LowShotConfig { shots: vec![0], ..LowShotConfig::default() }, "shots"),
+            (LowShotConfig { subsets: 0, ..LowShotConfig::default() }, "subsets"),
+            (LowShotConfig { lambdas: vec![0.1, f64::NAN], ..LowShotConfig::default() }, "lambdas"),
+            (LowShotConfig { tolerance: 0.0, ..LowShotConfig::default() }, "tolerance"),
+            (LowShotConfig { lists: vec![list("1 %", 0)], ..LowShotConfig::default() }, "lists"),
+            (LowShotConfig { lists: vec![list("a", 1), list("a", 2)], ..LowShotConfig::default() }, "lists"),
+        ] {
+            assert_eq!(config.check().unwrap_err().field, field);
+        }
+        let hot = KnnConfig { temperatures: vec![-1.0], ..KnnConfig::default() };
+        assert_eq!(hot.check().unwrap_err().field, "temperatures");
+        assert_eq!(EvalConfig { protocols: vec![], ..EvalConfig::default() }.check().unwrap_err().field, "protocols");
+        assert_eq!(EvalConfig { class_blocks: 0, ..EvalConfig::default() }.check().unwrap_err().field, "class_blocks");
     }
 }

@@ -4,11 +4,29 @@ use crate::Result;
 use std::collections::VecDeque;
 
 const MEMORY: usize = 5;
-const ITERATIONS: usize = 1000;
-/// Largest number of the gradient at which the search ends.
-const TOLERANCE: f64 = 1e-12;
 /// Steps tried along one direction.
 const TRIALS: usize = 50;
+
+/// When the search ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stop {
+    /// Steps, at most.
+    pub(crate) iterations: usize,
+    /// Largest number of the gradient.
+    pub(crate) tolerance: f64,
+}
+
+impl Stop {
+    /// As far as f64 tells.
+    pub(crate) const EXACT: Self = Self { iterations: 1000, tolerance: 1e-12 };
+}
+
+/// Where a search ended.
+pub(super) struct Found {
+    pub(super) at: Vec<f64>,
+    /// Whether the gradient is small enough, or no lower value can be told from rounding; not: out of steps.
+    pub(super) converged: bool,
+}
 
 /// Where a function is, how large there, and its gradient.
 struct Point {
@@ -17,24 +35,36 @@ struct Point {
     gradient: Vec<f64>,
 }
 
+impl Point {
+    fn is_flat(&self, stop: Stop) -> bool {
+        self.gradient.iter().all(|slope| slope.abs() <= stop.tolerance)
+    }
+}
+
 /// A move and the change of the gradient along it.
 struct Pair {
     step: Vec<f64>,
     change: Vec<f64>,
 }
 
-/// The place where `function` (value and gradient) is smallest, as far as f64 tells.
-pub(super) fn minimise(start: Vec<f64>, function: impl Fn(&[f64]) -> Result<(f64, Vec<f64>)>) -> Result<Vec<f64>> {
+/// The place where `function` (value and gradient) is smallest, as nearly as `stop` asks.
+pub(super) fn minimise(
+    start: Vec<f64>,
+    stop: Stop,
+    function: impl Fn(&[f64]) -> Result<(f64, Vec<f64>)>,
+) -> Result<Found> {
     let evaluate = |at: Vec<f64>| function(&at).map(|(value, gradient)| Point { at, value, gradient });
     let mut point = evaluate(start)?;
     let mut pairs: VecDeque<Pair> = VecDeque::with_capacity(MEMORY + 1);
-    for _ in 0..ITERATIONS {
-        if point.gradient.iter().all(|slope| slope.abs() <= TOLERANCE) {
+    for _ in 0..stop.iterations {
+        if point.is_flat(stop) {
             break;
         }
         let direction = direction(&point.gradient, &pairs);
         let first = if pairs.is_empty() { 1.0 / dot(&point.gradient, &point.gradient).sqrt() } else { 1.0 };
-        let Some(next) = search(&point, &direction, first, &evaluate)? else { break };
+        let Some(next) = search(&point, &direction, first, &evaluate)? else {
+            return Ok(Found { at: point.at, converged: true });
+        };
         let pair = Pair { step: less(&next.at, &point.at), change: less(&next.gradient, &point.gradient) };
         point = next;
         if dot(&pair.step, &pair.change) > 0.0 {
@@ -44,7 +74,7 @@ pub(super) fn minimise(start: Vec<f64>, function: impl Fn(&[f64]) -> Result<(f64
             }
         }
     }
-    Ok(point.at)
+    Ok(Found { converged: point.is_flat(stop), at: point.at })
 }
 
 /// Minus the gradient, times the inverse of the curvature seen along the last moves (the two loops of L-BFGS).
@@ -109,7 +139,7 @@ fn add(to: &mut [f64], share: f64, what: &[f64]) {
 
 #[cfg(test)]
 mod tests {
-    use super::minimise;
+    use super::{Stop, minimise};
 
     #[test]
     fn a_long_valley_is_followed_to_its_end() {
@@ -120,7 +150,9 @@ mod tests {
             let (values, gradient): (Vec<f64>, Vec<f64>) = terms.map(|(c, d)| (c * d * d / 2.0, c * d)).unzip();
             Ok((values.iter().sum(), gradient))
         };
-        let found = minimise(vec![20.0; 9], valley).unwrap();
-        assert!(found.iter().enumerate().all(|(i, x)| (x - i as f64).abs() < 1e-9), "{found:?}");
+        let found = minimise(vec![20.0; 9], Stop::EXACT, valley).unwrap();
+        assert!(found.converged && found.at.iter().enumerate().all(|(i, x)| (x - i as f64).abs() < 1e-9));
+        let few = minimise(vec![20.0; 9], Stop { iterations: 3, ..Stop::EXACT }, valley).unwrap();
+        assert!(!few.converged, "three steps do not lead through it: {:?}", few.at);
     }
 }
