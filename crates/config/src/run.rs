@@ -2,7 +2,9 @@
 
 use crate::identity::{counts_epochs, identity};
 use crate::{Error, Result, Sources, layers, merge, presets};
-use occlude_data::{CropConfig, EvalMode, LoaderConfig, LoaderSettings, RandomCrop, Source, SourceConfig};
+use occlude_data::{
+    Augment, CropConfig, EvalMode, LoaderConfig, LoaderSettings, RandomCrop, Source, SourceConfig, Views, ViewsConfig,
+};
 use occlude_eval::{Eval, EvalConfig, Probe, ProbeConfig};
 use occlude_methods::{CheckedMethod, MethodConfig};
 use occlude_settings::{ConfigError, require};
@@ -25,6 +27,9 @@ pub struct DataConfig {
     pub source: SourceConfig,
     /// Random crop and flip in training.
     pub crop: CropConfig,
+    /// What else happens to the views of an image in training: a named set, such as `"moca"`, or one table a view. Absent:
+    /// one view, cut and mirrored only.
+    pub views: Option<ViewsConfig>,
     /// How an image becomes a square of the crop's size in probes, evaluation and reports.
     pub eval: EvalMode,
     /// Threads and queue; they change no batch.
@@ -36,6 +41,7 @@ impl Default for DataConfig {
         Self {
             source: SourceConfig::default(),
             crop: CropConfig::default(),
+            views: None,
             eval: EvalMode::Squash,
             loader: LoaderConfig::default(),
         }
@@ -96,6 +102,8 @@ pub struct Run {
     pub source: Source,
     /// Random crop and flip.
     pub crop: Arc<RandomCrop>,
+    /// The views of an image, cut by it.
+    pub views: Arc<Views>,
     /// How an image becomes a square outside training.
     pub eval_mode: EvalMode,
     /// Threads and queue.
@@ -149,7 +157,8 @@ impl RunConfig {
             require("device", self.device.as_str(), "must be `cpu` or `cuda`", |d| ["cpu", "cuda"].contains(d))?;
         self.checked_threads()?;
         let source = inside("data.source", self.data.source.check())?;
-        let crop = inside("data.crop", self.data.crop.check())?;
+        let crop = Arc::new(inside("data.crop", self.data.crop.check())?);
+        let views = self.views(&crop)?;
         inside("data.eval", crop.eval_transform(self.data.eval))?;
         let training = inside("train", self.train.check(images.unwrap_or(NOMINAL_IMAGES)))?;
         let known = |_: &&str| device == "cpu" || self.train.precision == "f32";
@@ -161,6 +170,7 @@ impl RunConfig {
         let ruler = training.ruler();
         let method = self.method.check(crop.size(), training.batch(), ruler);
         let method = inside("method", method)?;
+        self.as_many_views(views.count())?;
         self.reachable(images, method.grid().count())?;
         let probe = inside("probe", self.probe.check(ruler))?;
         let eval = inside("eval", self.eval.check())?;
@@ -169,7 +179,8 @@ impl RunConfig {
             seed: self.seed,
             device: device.to_owned(),
             source,
-            crop: Arc::new(crop),
+            crop,
+            views: Arc::new(views),
             eval_mode: self.data.eval,
             loader,
             method,
@@ -177,6 +188,28 @@ impl RunConfig {
             eval,
             training,
         })
+    }
+
+    fn views(&self, crop: &Arc<RandomCrop>) -> Result<Views> {
+        let Some(views) = &self.data.views else { return Ok(Views::plain(Arc::clone(crop))) };
+        inside("data", views.check(Arc::clone(crop)))
+    }
+
+    /// Refuses another number of views than the method takes.
+    fn as_many_views(&self, count: usize) -> Result<()> {
+        let taken = self.method.views();
+        let written = if self.data.views.is_some() { "" } else { ", as where it is absent" };
+        let views = |count| if count == 1 { "1 view".to_owned() } else { format!("{count} views") };
+        if count == taken {
+            return Ok(());
+        }
+        let remedy = match taken {
+            1 => "leave it out",
+            2 => "such as data.views = \"moca\", or a table `[[data.views]]` for each",
+            _ => "a table `[[data.views]]` for each",
+        };
+        let allowed = format!("must be {}, which method.kind = {} takes: {remedy}", views(taken), self.method.name());
+        Err(ConfigError::new("data.views", format!("{}{written}", views(count)), allowed).into())
     }
 
     /// Threads of the tensor code, where they are given.
@@ -270,6 +303,9 @@ mod tests {
             ("train.precision=f16", "train.precision = f16: must be `f32`, `bf16` or `f32x3`"),
             ("train.batch=2000000", "train.batch = 2000000: must be between"),
             ("data.crop.flip=2", "data.crop.flip = 2: must be a probability"),
+            ("data.views=moca", "data.views = 2 views: must be 1 view, which method.kind = capi takes: leave it out"),
+            ("data.views=[]", "data.views = 0: must list between 1 and 16 views"),
+            ("data.views=[{ blur = { sigma = [2, 1] } }]", "data.views.0.blur.sigma = 2: must be at least 0"),
             ("data.loader.queue=0", "data.loader.queue = 0"),
             ("data.source.holdout=1.5", "data.source.holdout = 1.5"),
             ("data.eval={ short_side = { resize = 8 } }", "data.eval.resize = 8: must be between"),
@@ -281,6 +317,34 @@ mod tests {
             let message = refused(&[set]);
             assert!(message.starts_with(start), "{set}: {message}");
             assert!(!message.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn views_are_a_name_or_tables() {
+        let plain = with(&[]);
+        assert_eq!(plain.check(Some(1000)).unwrap().views.count(), 1);
+        // One view may have a recipe under any method that takes one.
+        let one = with(&["data.views=[{ grey = 0.2, jitter = { probability = 0.8 } }]"]);
+        assert_eq!(one.check(Some(1000)).unwrap().views.count(), 1);
+        assert_ne!(one.identity(), plain.identity(), "they decide what is learned");
+        let unread = |set: &str| {
+            let set = vec![set.to_owned()];
+            resolve(&Sources { quickstart: true, set, ..Sources::default() }).unwrap_err().to_string()
+        };
+        for (set, parts) in [
+            ("data.views=mocca", ["data.views = mocca", "must be one of moca"]),
+            ("data.views=[{ gray = 0.2 }]", ["data.views.0", "unknown field `gray`, expected one of `jitter`, `grey`"]),
+            ("data.views=[{ blur = { sgima = [1, 2] } }]", ["data.views.0.blur", "unknown field `sgima`"]),
+            ("data.views=[{ solarise = { threshold = 256 } }]", ["data.views.0.solarise.threshold", "256"]),
+            ("data.views=3", ["data.views", "the name of a set of views or a list of tables"]),
+            (
+                "data.crop.interpolation=nearest",
+                ["data.crop.interpolation = nearest", "must be one of bilinear, bicubic"],
+            ),
+        ] {
+            let message = unread(set);
+            assert!(parts.iter().all(|part| message.contains(part)) && !message.contains('\n'), "{set}: {message}");
         }
     }
 
@@ -331,8 +395,11 @@ mod tests {
 
     #[test]
     fn a_config_survives_being_written() {
+        let views = ["data.views=moca", "data.views=[{ grey = 0.2 }, { blur = { probability = 0.5 } }]"];
         for config in
             [RunConfig::default(), with(&["threads=3", "train.clip=1", "data.source.test=x", "preset=capi-vit-s"])]
+                .into_iter()
+                .chain(views.map(|views| with(&[views, "data.crop.interpolation=bilinear"])))
         {
             let text = config.to_toml().unwrap();
             let folder = tempfile::tempdir().unwrap();

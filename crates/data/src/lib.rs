@@ -41,6 +41,7 @@ mod resample;
 mod source;
 mod synthetic;
 mod vector;
+mod views;
 
 pub use augment::{Augment, Draws, Normalize};
 pub use crop::{CropBox, CropConfig, RandomCrop};
@@ -52,3 +53,4 @@ pub use loader::{Batch, Loader, LoaderConfig, LoaderSettings};
 pub use resample::{Interpolation, resize_nearest};
 pub use source::{Both, Source, SourceConfig, Split, open, open_both};
 pub use synthetic::Synthetic;
+pub use views::{BlurConfig, JitterConfig, NamedViews, SolariseConfig, ViewConfig, Views, ViewsConfig};

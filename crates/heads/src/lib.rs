@@ -18,6 +18,6 @@ pub use config::{HeadConfig, HeadKind, HeadSettings, PredictorConfig, PredictorK
 pub use head::{ClusterHead, Head, HeadShape};
 pub use moca::{
     Decoder, DecoderConfig, DecoderInput, DecoderSettings, Generated, Generator, GeneratorConfig, GeneratorSettings,
-    TargetHead,
+    TargetHead, WordStatistics,
 };
 pub use predictor::{Pooled, Predictor};

@@ -112,7 +112,7 @@ fn golden_moca_prototypes_and_running_statistics() {
             let got = generator.logits(round.1, expected).unwrap();
             assert_close("logits", &got, &record[&format!("r{}.logits_{loss}", round.0)], ACTIVATIONS);
         }
-        generator.observe(&generated).unwrap();
+        generator.observe(&generated.statistics).unwrap();
         let state = store.state();
         let moved: Vec<_> = state.keys().filter(|name| name.contains("running") || name.contains("tracked")).collect();
         assert_eq!(moved.len(), 3);

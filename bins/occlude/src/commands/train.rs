@@ -139,8 +139,8 @@ impl Prepared {
             tracing::info!("train.precision = {precision}: matrix products are {}", precision.explain());
         }
         let batches = |first| {
-            let (dataset, crop) = (Arc::clone(&self.images.train), Arc::clone(&self.run.crop));
-            Loader::start(dataset, crop, self.run.loader, streams, first)
+            let (dataset, views) = (Arc::clone(&self.images.train), Arc::clone(&self.run.views));
+            Loader::start(dataset, views, self.run.loader, streams, first)
         };
         let done = trainer.run(method, batches);
         crate::log::above(None);

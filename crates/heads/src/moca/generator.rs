@@ -40,15 +40,15 @@ struct NormOverWords {
 pub struct Generated {
     /// One unit row a word.  [words, out]
     pub prototypes: Tensor,
-    statistics: BatchNorm,
+    /// What [`Generator::observe`] takes.
+    pub statistics: WordStatistics,
 }
 
-impl Generated {
-    /// The same without a graph: what is kept until [`Generator::observe`].
-    #[must_use]
-    pub fn detach(&self) -> Self {
-        Self { prototypes: self.prototypes.detach(), statistics: self.statistics.clone() }
-    }
+/// Mean and variance over the words of what the norm has seen; no graph.
+#[derive(Clone, Debug)]
+pub struct WordStatistics {
+    mean: Tensor,     // [hidden]
+    variance: Tensor, // [hidden]
 }
 
 impl Generator {
@@ -83,15 +83,15 @@ impl Generator {
             None => unit,
         };
         let prototypes = l2_normalize(&(made + skip)?, NORM_FLOOR)?;
-        Ok(Generated { statistics: BatchNorm { y: prototypes.detach(), mean, variance }, prototypes })
+        Ok(Generated { prototypes, statistics: WordStatistics { mean, variance } })
     }
 
     /// Moves the running statistics of the norm: once a forward pass of the step.
     ///
     /// # Errors
     /// A failing copy.
-    pub fn observe(&mut self, generated: &Generated) -> Result<()> {
-        self.norm.observe(&generated.statistics)
+    pub fn observe(&mut self, statistics: &WordStatistics) -> Result<()> {
+        self.norm.observe(statistics)
     }
 
     /// Scores of features, which count by direction and length: `kappa * features * prototypes^T`. The temperature is in
@@ -128,7 +128,7 @@ impl NormOverWords {
         batch_norm(x, Some(&self.weight), Some(&self.bias), BATCH_NORM_EPS)
     }
 
-    fn observe(&self, of: &BatchNorm) -> Result<()> {
+    fn observe(&self, of: &WordStatistics) -> Result<()> {
         for (running, now) in [(&self.mean, &of.mean), (&self.variance, &of.variance)] {
             assign(running, &((running * (1.0 - MOMENTUM))? + (now * MOMENTUM)?)?)?;
         }

@@ -7,7 +7,7 @@ mod projection;
 
 pub use config::{DecoderConfig, DecoderInput, DecoderSettings, GeneratorConfig, GeneratorSettings};
 pub use decoder::Decoder;
-pub use generator::{Generated, Generator};
+pub use generator::{Generated, Generator, WordStatistics};
 pub use projection::TargetHead;
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ fn running_statistics_move_when_told() {
     let bn = |name: &str| store.get(&format!("layers_w.0.generator.b0_bn.{name}")).unwrap();
     let first = generator.generate(&words).unwrap();
     assert_eq!(bn("running_mean").to_vec1::<f64>().unwrap(), [0.0; 10]);
-    generator.observe(&first).unwrap();
+    generator.observe(&first.statistics).unwrap();
     let again = generator.generate(&words).unwrap();
     same("the batch's own statistics count", &again.prototypes, &first.prototypes, 0.0).unwrap();
     let unit = occlude_kernels::l2_normalize(&words, 1e-5).unwrap();

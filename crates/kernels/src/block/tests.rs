@@ -2,7 +2,7 @@
 
 use super::{Affine, BlockOptions, BlockWeights, Branch, NormWeights, block};
 use crate::check::{F32, F64, check_op, output_and_gradients, same, same_for_any_threads, sample};
-use crate::{Angles, RankRule, Result, Visibility, linear, reference};
+use crate::{Angles, RankRule, Result, Visibility, attention, gelu, linear, reference};
 use candle_core::{DType, Device, Tensor, Var};
 
 /// Sizes of a case.
@@ -123,6 +123,20 @@ fn judge(case: Case, options: impl Fn(DType) -> BlockOptions) {
 pub(super) fn largest(x: &Tensor) -> f64 {
     let x = x.to_dtype(DType::F64).unwrap().abs().unwrap().flatten_all().unwrap();
     x.to_vec1::<f64>().unwrap().into_iter().fold(0.0, f64::max)
+}
+
+#[test]
+fn weights_applied_by_themselves_are_the_parts_of_a_block() {
+    for case in [SELF, Case { biases: true, ..SELF }] {
+        let (x, _, w) = case.split(&case.inputs());
+        let tokens = w.norm1.forward(&x).unwrap();
+        let [queries, keys, values] = [&w.queries, &w.keys, &w.values].map(|map| map.forward(&tokens).unwrap());
+        let attended = attention(&queries, &keys, &values, case.heads, &Visibility::All).unwrap();
+        let x1 = (&x + w.projection.forward(&attended).unwrap()).unwrap();
+        let hidden = gelu(&w.expand.forward(&w.norm2.forward(&x1).unwrap()).unwrap()).unwrap();
+        let expected = (&x1 + w.contract.forward(&hidden).unwrap()).unwrap();
+        same("block", &block(&x, None, &w, options(case)).unwrap(), &expected, 10.0 * F64).unwrap();
+    }
 }
 
 #[test]

@@ -36,6 +36,7 @@ use occlude_optim::{ParamGroup, Schedule};
 use occlude_random::Streams;
 use occlude_tokenizers::{Choice, OnlineCodebook};
 use occlude_vit::{DropPath, Extractor, PlainVit};
+use student::Statistics;
 
 /// Stream of the masks: keyed by the batch and the row among both views.
 const MASK_STREAM: &str = "moca/mask";
@@ -65,8 +66,8 @@ pub struct Moca {
 struct Seen {
     /// Mean similarity distances, two a micro-batch.
     distances: Vec<f64>,
-    /// What generators have made, one a micro-batch.
-    prototypes: Vec<Prototypes>,
+    /// Those of the words as the generators' norms have seen them, one a micro-batch.
+    statistics: Vec<Statistics>,
     /// The new words of the step.
     words: Option<Tensor>,
 }
@@ -125,7 +126,7 @@ impl Moca {
         }
         let output = self.output(losses.map(|sum| VIEWS * sum / rounds.len() as f64), gradients, &goal)?;
         self.seen.distances.extend(goal.distances);
-        self.seen.prototypes.push(prototypes.detach());
+        self.seen.statistics.push(prototypes.statistics());
         self.seen.words = words;
         Ok(output)
     }
@@ -237,12 +238,12 @@ impl Method for Moca {
 
     /// What all micro-batches have seen comes to count; the codebook takes the words of the first process.
     fn after_step(&mut self, ctx: &StepContext<'_>) -> Result<()> {
-        let Seen { distances, prototypes, words } = std::mem::take(&mut self.seen);
+        let Seen { distances, statistics, words } = std::mem::take(&mut self.seen);
         let distances = Tensor::new(distances, &Device::Cpu)?;
         for distance in ctx.collective.all_reduce_mean(&distances)?.to_vec1::<f64>()? {
             self.codebook.observe(distance)?;
         }
-        prototypes.iter().try_for_each(|of| self.student.observe(of))?;
+        statistics.iter().try_for_each(|of| self.student.observe(of))?;
         words.map_or(Ok(()), |words| self.codebook.push(&ctx.collective.broadcast(&words, 0)?))
     }
 

@@ -4,7 +4,7 @@ use super::config::{LocalSettings, MocaSettings};
 use super::targets::Goal;
 use super::{GlobalToken, LocTarget};
 use candle_core::{DType, Tensor};
-use occlude_heads::{Decoder, DecoderInput, DecoderSettings, Generated, Generator, TargetHead};
+use occlude_heads::{Decoder, DecoderInput, DecoderSettings, Generated, Generator, TargetHead, WordStatistics};
 use occlude_kernels::{Error, Result, Scope, gather_rows, pixel_loss};
 use occlude_losses::{cosine_distance, kl_divergence};
 use occlude_masking::Round;
@@ -48,11 +48,17 @@ pub struct Prototypes {
     pub local: Option<Generated>,
 }
 
+/// What the generators' running statistics move by.
+#[derive(Clone, Debug)]
+pub(super) struct Statistics {
+    image: WordStatistics,
+    local: Option<WordStatistics>,
+}
+
 impl Prototypes {
-    /// The same without a graph: what is remembered of a step.
-    #[must_use]
-    pub(super) fn detach(&self) -> Self {
-        Self { image: self.image.detach(), local: self.local.as_ref().map(Generated::detach) }
+    pub(super) fn statistics(&self) -> Statistics {
+        let local = self.local.as_ref().map(|local| local.statistics.clone());
+        Statistics { image: self.image.statistics.clone(), local }
     }
 }
 
@@ -105,7 +111,7 @@ impl Student {
     }
 
     /// Moves the generators' running statistics by those of a step.
-    pub(super) fn observe(&mut self, of: &Prototypes) -> Result<()> {
+    pub(super) fn observe(&mut self, of: &Statistics) -> Result<()> {
         self.generator.observe(&of.image)?;
         let local = self.local.as_mut().and_then(|local| local.generator.as_mut());
         local.zip(of.local.as_ref()).map_or(Ok(()), |(generator, of)| generator.observe(of))
