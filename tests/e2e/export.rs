@@ -60,6 +60,11 @@ fn a_file_that_does_not_fit_is_refused() {
         .occlude("train tiny.toml --out wide --init-from official.safetensors --set method.encoder.dim=24 --set method.encoder.heads=3")
         .refuses();
     assert!(error.contains("official.safetensors") && error.contains("shape"), "{error}");
+    let error = lab.occlude("export run --layout moca --out other.safetensors").refuses();
+    assert!(error.contains("--layout capi"), "{error}");
+    let error = lab.occlude("export run --layout capi --full --out other.safetensors").refuses();
+    assert!(error.contains("--full"), "{error}");
+    assert!(!lab.path("other.safetensors").exists());
     lab.write("noise.safetensors", "not tensors");
     let error = lab.occlude("train tiny.toml --out other --init-from noise.safetensors").refuses();
     assert!(error.contains("noise.safetensors"), "{error}");

@@ -7,6 +7,7 @@
 mod commands;
 mod device;
 mod files;
+mod layout;
 mod log;
 mod open;
 mod pause;

@@ -48,6 +48,18 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
+    /// A tensor of a weight file does not have the shape that the settings need.
+    #[error("{path}: {tensor} has shape {found:?}, the config needs {needed:?}", path = path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// Its shape there.
+        found: Vec<usize>,
+        /// The shape that is needed.
+        needed: Vec<usize>,
+    },
     /// A whole, undamaged file whose content does not fit what was asked of it.
     #[error("{path}: {reason}", path = path.display())]
     Mismatch {

@@ -1,11 +1,12 @@
 //! `occlude export`: weights for other tools.
 
 use super::WhichWeights;
+use crate::layout::Layout;
 use crate::open;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::DType;
 use clap::{Args, ValueEnum};
-use occlude_checkpoint::layouts::capi::{self, Model};
+use occlude_checkpoint::layouts::{Model, capi, moca};
 use std::path::PathBuf;
 
 /// Write weights under the names that other tools expect.
@@ -13,11 +14,13 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   occlude export runs/quickstart --layout capi --out weights.safetensors
   occlude export runs/quickstart --layout capi --dtype bf16 --weights student --out student.safetensors
+  occlude export runs/moca --layout moca --out teacher.safetensors
+  occlude export runs/moca --layout moca --full --out training.safetensors
   occlude train my.toml --init-from weights.safetensors          reads such a file again")]
 pub(crate) struct Export {
     /// Folder of a run (its newest checkpoint is taken) or of one checkpoint.
     run: PathBuf,
-    /// Whose names.
+    /// Whose names: those of the run's method.
     #[arg(long)]
     layout: Layout,
     /// File to write, safetensors.
@@ -29,12 +32,9 @@ pub(crate) struct Export {
     /// Which weights.
     #[arg(long, default_value = "teacher")]
     weights: WhichWeights,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Layout {
-    /// The official CAPI files: `backbone.*`, `head.*`.
-    Capi,
+    /// All that the method holds, not one encoder (`--layout moca`).
+    #[arg(long, conflicts_with_all = ["dtype", "weights"])]
+    full: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -48,6 +48,10 @@ enum NumberType {
 impl Export {
     pub(crate) fn run(self) -> Result<()> {
         let opened = open::open(&self.run)?;
+        let layout = Layout::of(&opened.config.method);
+        if self.layout != layout {
+            bail!("{}: a run of another method; give --layout {layout}", self.run.display());
+        }
         let model = match self.weights {
             WhichWeights::Teacher => Model::Average,
             WhichWeights::Student => Model::Student,
@@ -56,8 +60,13 @@ impl Export {
             NumberType::F32 => DType::F32,
             NumberType::Bf16 => DType::BF16,
         };
-        let Layout::Capi = self.layout;
-        capi::write(&self.out, &opened.method.state(), model, dtype)?;
+        let state = opened.method.state();
+        match layout {
+            Layout::Capi if self.full => bail!("--full is for --layout moca: the capi layout holds one model"),
+            Layout::Capi => capi::write(&self.out, &state, model, dtype)?,
+            Layout::Moca if self.full => moca::write_all(&self.out, &state)?,
+            Layout::Moca => moca::write(&self.out, &state, model, dtype)?,
+        }
         println!("{}: weights after step {}", self.out.display(), opened.checkpoint.step());
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! `occlude train`: trains a run, or goes on with it.
 
+use crate::layout::Layout;
 use crate::log::one_line;
 use crate::open::{self, Images};
 use crate::pause::Pause;
@@ -13,7 +14,6 @@ use candle_core::Device;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use occlude_checkpoint::RunDir;
-use occlude_checkpoint::layouts::capi::{self, Model, Scope};
 use occlude_config::{Run, RunConfig};
 use occlude_data::Loader;
 use occlude_kernels::Precision;
@@ -96,18 +96,17 @@ impl Prepared {
         let begins = fresh || dir.checkpoints(self.run.training.retention()).list()?.is_empty();
         if let Some(file) = self.config.init_from.as_ref().filter(|_| begins) {
             let file = Path::new(file);
-            let student = capi::read(file, &method.state(), Model::Student, Scope::All)?;
-            let both = capi::read(file, &student.state, Model::Average, Scope::All)?;
+            let imported = Layout::of(&self.config.method).read(file, &method.state())?;
             let told = [
-                (&both.missing, "the model are missing in the file and stay random"),
-                (&both.ignored, "the file are unused"),
+                (&imported.missing, "the model are missing in the file and stay random"),
+                (&imported.ignored, "the file are unused"),
             ];
             for (names, what) in told {
                 if let Some(first) = names.first() {
                     tracing::warn!("{}: {} tensors of {what}, the first: {first}", file.display(), names.len());
                 }
             }
-            method.load(&both.state).with_context(|| file.display().to_string())?;
+            method.load(&imported.state).with_context(|| file.display().to_string())?;
         }
         Ok(method)
     }
@@ -225,7 +224,8 @@ impl Prepared {
         println!("  report       {}", dir.report_file().display());
         println!("  checkpoint   {}", checkpoint.display());
         println!("  summary      {}", dir.summary_file().display());
-        println!("  weights      occlude export {} --layout capi --out weights.safetensors", dir.path().display());
+        let layout = Layout::of(&self.config.method);
+        println!("  weights      occlude export {} --layout {layout} --out weights.safetensors", dir.path().display());
     }
 }
 

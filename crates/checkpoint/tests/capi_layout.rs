@@ -1,9 +1,10 @@
-//! Official layouts: out, in, and what is tolerated.
+//! The official CAPI layout: out, in, and what is tolerated.
 // Helpers of tests may stop at the first surprise, as tests may.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use candle_core::{DType, Device, Tensor};
-use occlude_checkpoint::layouts::capi::{Model, Scope, export, read, write};
+use occlude_checkpoint::layouts::Model;
+use occlude_checkpoint::layouts::capi::{Scope, export, prefix, read, write};
 use occlude_checkpoint::{Error, read_tensors, write_tensors};
 use occlude_kernels::StateDict;
 use std::path::PathBuf;
@@ -52,7 +53,7 @@ fn an_export_read_back_gives_the_same_model() {
         let imported = read(&path, &fresh, model, Scope::All).unwrap();
         assert!(imported.missing.is_empty() && imported.ignored.is_empty());
         for (name, tensor) in &imported.state {
-            let source = if name.starts_with(model.prefix()) { &trained[name] } else { &fresh[name] };
+            let source = if name.starts_with(prefix(model)) { &trained[name] } else { &fresh[name] };
             assert_eq!(values(tensor), values(source), "{name}");
             assert_eq!(tensor.dtype(), DType::F32, "{name} keeps the dtype of the method");
         }
@@ -141,7 +142,7 @@ fn golden_capi_weights_go_out_and_come_back_under_official_names() {
     for model in [Model::Average, Model::Student] {
         write(&path, &trained, model, DType::F32).unwrap();
         let file = read_tensors(&path, &Device::Cpu).unwrap();
-        let count = trained.keys().filter(|name| name.starts_with(model.prefix())).count();
+        let count = trained.keys().filter(|name| name.starts_with(prefix(model))).count();
         assert_eq!(file.len(), count, "nothing is left out");
         for name in file.keys() {
             assert!(in_the_specification(name), "{name}");
@@ -150,17 +151,17 @@ fn golden_capi_weights_go_out_and_come_back_under_official_names() {
             trained.iter().map(|(name, tensor)| (name.clone(), tensor.zeros_like().unwrap())).collect();
         let imported = read(&path, &empty, model, Scope::All).unwrap();
         assert!(imported.missing.is_empty() && imported.ignored.is_empty());
-        for (name, tensor) in imported.state.iter().filter(|(name, _)| name.starts_with(model.prefix())) {
+        for (name, tensor) in imported.state.iter().filter(|(name, _)| name.starts_with(prefix(model))) {
             assert_eq!(values(tensor), values(&trained[name]), "{name}");
         }
     }
 }
 
-/// `fixtures/official.pth` is in PyTorch's zip form: `backbone.mask_token` in bf16, `head.last_layer.weight_g` in f32,
+/// `fixtures/capi.pth` is in PyTorch's zip form: `backbone.mask_token` in bf16, `head.last_layer.weight_g` in f32,
 /// each [2, 3] with the values 0.25, 0.5, ... times 1 and -1.
 #[test]
 fn a_pytorch_file_is_read() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/official.pth");
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/capi.pth");
     let imported = read(&path, &training_state(5.0), Model::Average, Scope::All).unwrap();
     let expected: Vec<f32> = (1..=6).map(|i| i as f32 * 0.25).collect();
     assert_eq!(values(&imported.state["student_ema.backbone.mask_token"]), expected);
