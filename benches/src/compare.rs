@@ -11,6 +11,7 @@ use std::process::Command;
 
 /// The PyTorch programs, and what they share: written beside the weights they read, so that this binary can be moved.
 const CAPI_PROGRAM: &str = include_str!("../peer/capi_step.py");
+const MOCA_PROGRAM: &str = include_str!("../peer/moca_step.py");
 const ENCODER_PROGRAM: &str = include_str!("../peer/encoder_step.py");
 const SERVING: &str = include_str!("../peer/serving.py");
 
@@ -44,7 +45,7 @@ impl Comparison {
         let program = write_program(folder.path(), &self.bench.method)?;
         let machine = Machine::this();
 
-        // Our losses come from a process of its own: without stochastic depth it needs more memory than a timed step.
+        // Our losses come from a process of its own: without stochastic depth they need more memory than a timed step.
         let our_losses = {
             let mut server = self.our_server(Precision::F32)?;
             server.ask(&Request::Export(folder.path().to_owned()))?;
@@ -115,6 +116,7 @@ impl Runner {
 fn program_of(method: &str) -> Result<&'static str> {
     match method {
         "capi" => Ok(CAPI_PROGRAM),
+        "moca" => Ok(MOCA_PROGRAM),
         "encoder" => Ok(ENCODER_PROGRAM),
         _ => bail!("--peer: there is no PyTorch program for `{method}`"),
     }
@@ -180,7 +182,7 @@ mod tests {
     #[test]
     fn every_method_that_can_be_stepped_has_its_program() {
         let folder = tempfile::tempdir().unwrap();
-        for (method, loss) in [("capi", "clustering"), ("encoder", "cross_entropy")] {
+        for (method, loss) in [("capi", "clustering"), ("moca", "local"), ("encoder", "cross_entropy")] {
             let program = std::fs::read_to_string(write_program(folder.path(), method).unwrap()).unwrap();
             assert!(
                 program.contains(&format!("\"{loss}\"")) && program.contains("from serving import serve"),

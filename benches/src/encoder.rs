@@ -61,7 +61,7 @@ impl EncoderSubject {
         let model = Model::new(&mut store.root(), &config.check(preset.side())?)?;
         let optimizer =
             Optimizer::new(vec![ParamGroup::adamw("encoder", store.params(), Schedule::constant(LR))], None)?;
-        let images = images(preset, streams, &device)?.views.remove(0);
+        let images = images(preset, 1, streams, &device)?.views.remove(0);
         let targets = one_hot(&labels(preset.batch()), &device)?;
         Ok(Self { store, model, optimizer, config, images, targets, precision, step: 0 })
     }
@@ -80,7 +80,7 @@ impl Subject for EncoderSubject {
         Ok(losses)
     }
 
-    fn losses(&self) -> Result<Losses> {
+    fn losses(&mut self) -> Result<Losses> {
         named(&self.model.loss(&self.images, &self.targets)?)
     }
 

@@ -9,6 +9,7 @@
 mod compare;
 mod encoder;
 mod machine;
+mod moca;
 mod precision;
 mod preset;
 mod protocol;

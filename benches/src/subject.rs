@@ -1,16 +1,17 @@
 //! One method, or its encoder alone, at one size, ready to be stepped.
 
 use crate::encoder::EncoderSubject;
+use crate::moca::MocaSubject;
 use crate::protocol::Losses;
 use crate::{Precision, Preset};
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
 use occlude_checkpoint::write_tensors;
 use occlude_kernels::{Role, StateDict};
 use occlude_masking::BatchMask;
 use occlude_methods::capi::{Capi, CapiConfig};
 use occlude_methods::{Method, StepContext, StepOutput, ViewBatch};
-use occlude_optim::Optimizer;
+use occlude_optim::{Optimizer, Schedule};
 use occlude_random::Streams;
 use occlude_settings::Ruler;
 use occlude_vit::DropPath;
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// Length of the run that the schedules belong to; steps beyond it use their final values.
-const RUN: u64 = 1000;
+pub(crate) const RUN: u64 = 1000;
 
 /// What is measured: a method with its optimizer and one batch of images made beforehand.
 pub(crate) trait Subject {
@@ -27,7 +28,7 @@ pub(crate) trait Subject {
     fn step(&mut self) -> Result<Losses>;
 
     /// Losses of the present weights for the exported batch, without stochastic depth; nothing moves.
-    fn losses(&self) -> Result<Losses>;
+    fn losses(&mut self) -> Result<Losses>;
 
     /// Writes what the peer needs to do the same step: `weights.safetensors`, `batch.safetensors`, `step.json`.
     fn export(&self, folder: &Path) -> Result<()>;
@@ -39,9 +40,13 @@ pub(crate) trait Subject {
 /// The method called `method` at a size.
 pub(crate) fn subject(method: &str, preset: Preset, precision: Precision) -> Result<Box<dyn Subject>> {
     match method {
+        "capi" | "encoder" if preset == Preset::VitSFullDecoding => {
+            bail!("--preset {}: goes with `--method moca` alone", preset.name())
+        }
         "capi" => Ok(Box::new(CapiSubject::new(preset, precision)?)),
+        "moca" => Ok(Box::new(MocaSubject::new(preset, precision)?)),
         "encoder" => Ok(Box::new(EncoderSubject::new(preset, precision)?)),
-        _ => bail!("--method {method}: there are `capi` and `encoder`"),
+        _ => bail!("--method {method}: there are `capi`, `moca` and `encoder`"),
     }
 }
 
@@ -62,7 +67,7 @@ impl CapiSubject {
         let settings = config.check(preset.side(), preset.batch(), ruler)?;
         let method = Capi::new(&settings, streams, DType::F32, &device)?;
         let optimizer = Optimizer::new(method.groups(), None)?;
-        let batch = images(preset, streams, &device)?;
+        let batch = images(preset, 1, streams, &device)?;
         Ok(Self { config, method, optimizer, batch, precision, streams, step: 0 })
     }
 
@@ -78,7 +83,6 @@ impl CapiSubject {
         let group = |name: &str| groups.iter().find(|group| group.name == name).context("CAPI has this group");
         let (student, clustering) = (group("student")?, group("clustering")?);
         let momentum = &student.ema.as_ref().context("the student has an average")?.momentum;
-        let table = |schedule: &occlude_optim::Schedule| (0..RUN).map(|step| schedule.at(step)).collect::<Vec<_>>();
         Ok(json!({
             "patch": capi.encoder.patch,
             "heads": capi.encoder.heads,
@@ -104,17 +108,12 @@ impl CapiSubject {
 impl Subject for CapiSubject {
     fn step(&mut self) -> Result<Losses> {
         let ctx = StepContext::single(self.step, self.streams);
-        let output = {
-            let _scope = self.precision.kernels().scope();
-            self.method.step(&self.batch, &ctx)?
-        };
-        self.optimizer.step(&output.gradients, ctx.step).with_context(|| format!("step {}", ctx.step))?;
-        self.method.after_step(&ctx)?;
+        let losses = whole_step(&mut self.method, &mut self.optimizer, &self.batch, &ctx, self.precision)?;
         self.step += 1;
-        Ok(by_name(&output))
+        Ok(losses)
     }
 
-    fn losses(&self) -> Result<Losses> {
+    fn losses(&mut self) -> Result<Losses> {
         let output = self.method.step_with(&self.batch.views[0], &self.mask()?, &mut DropPath::off())?;
         Ok(by_name(&output))
     }
@@ -125,10 +124,38 @@ impl Subject for CapiSubject {
     }
 
     fn parameters(&self) -> usize {
-        let params = self.optimizer.groups().flat_map(|group| &group.params);
-        let trained = params.filter(|param| matches!(param.role, Role::Trained(_)));
-        trained.map(|param| param.tensor.elem_count()).sum()
+        trained_numbers(&self.optimizer)
     }
+}
+
+/// What the trainer does in a step of one micro-batch. -> losses
+pub(crate) fn whole_step(
+    method: &mut dyn Method,
+    optimizer: &mut Optimizer,
+    batch: &ViewBatch,
+    ctx: &StepContext<'_>,
+    precision: Precision,
+) -> Result<Losses> {
+    method.before_update(ctx)?;
+    let output = {
+        let _scope = precision.kernels().scope();
+        method.step(batch, ctx)?
+    };
+    optimizer.step(&output.gradients, ctx.step).with_context(|| format!("step {}", ctx.step))?;
+    method.after_step(ctx)?;
+    Ok(by_name(&output))
+}
+
+/// Numbers that an optimizer moves by their gradient.
+pub(crate) fn trained_numbers(optimizer: &Optimizer) -> usize {
+    let params = optimizer.groups().flat_map(|group| &group.params);
+    let trained = params.filter(|param| matches!(param.role, Role::Trained(_)));
+    trained.map(|param| param.tensor.elem_count()).sum()
+}
+
+/// A schedule as the peer reads it: its values, step by step.
+pub(crate) fn table(schedule: &Schedule) -> Vec<f64> {
+    (0..RUN).map(|step| schedule.at(step)).collect()
 }
 
 /// The three files of [`Subject::export`].
@@ -139,17 +166,25 @@ pub(crate) fn write_exported(folder: &Path, weights: &StateDict, batch: &StateDi
     std::fs::write(&path, serde_json::to_string_pretty(settings)?).with_context(|| path.display().to_string())
 }
 
-fn by_name(output: &StepOutput) -> Losses {
+pub(crate) fn by_name(output: &StepOutput) -> Losses {
     output.losses.iter().map(|(name, loss)| ((*name).to_owned(), *loss)).collect()
 }
 
-/// Images of noise: what a step costs does not depend on what they show.  [batch, 3, side, side]
-pub(crate) fn images(preset: Preset, streams: Streams, device: &Device) -> Result<ViewBatch> {
+/// Views of noise: what a step costs does not depend on what they show.  [batch, 3, side, side] each
+pub(crate) fn images(preset: Preset, views: u64, streams: Streams, device: &Device) -> Result<ViewBatch> {
     let (batch, side) = (preset.batch(), preset.side());
-    let mut stream = streams.stream("bench/images", 0, 0);
-    let values: Vec<f32> = (0..batch * 3 * side * side).map(|_| stream.random::<f32>() * 4.0 - 2.0).collect();
-    let views = vec![Tensor::from_vec(values, (batch, 3, side, side), device)?];
-    Ok(ViewBatch { views, ids: (0..batch as u64).collect() })
+    let view = |view: u64| -> Result<Tensor> {
+        let mut stream = streams.stream("bench/images", 0, view);
+        let values: Vec<f32> = (0..batch * 3 * side * side).map(|_| stream.random::<f32>() * 4.0 - 2.0).collect();
+        Ok(Tensor::from_vec(values, (batch, 3, side, side), device)?)
+    };
+    Ok(ViewBatch { views: (0..views).map(view).collect::<Result<_>>()?, ids: (0..batch as u64).collect() })
+}
+
+/// Indices as the peer reads them.
+pub(crate) fn indices(list: &[u32], shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    let list: Vec<i64> = list.iter().map(|index| i64::from(*index)).collect();
+    Ok(Tensor::from_vec(list, shape.into(), device)?)
 }
 
 /// `images`, `mask` [batch, patches] (1: hidden), `visible` and `predict` (flat indices).
@@ -157,16 +192,12 @@ fn batch_tensors(images: &Tensor, mask: &BatchMask) -> Result<StateDict> {
     let device = images.device();
     let mut hidden = vec![1_u8; mask.batch * mask.grid.count()];
     mask.visible.iter().for_each(|index| hidden[*index as usize] = 0);
-    let indices = |list: &[u32]| {
-        let list: Vec<i64> = list.iter().map(|index| i64::from(*index)).collect();
-        Tensor::from_vec(list.clone(), list.len(), device)
-    };
     let hidden = Tensor::from_vec(hidden, (mask.batch, mask.grid.count()), device)?;
     let named = [
         ("images", images.clone()),
         ("mask", hidden),
-        ("visible", indices(&mask.visible)?),
-        ("predict", indices(&mask.predict)?),
+        ("visible", indices(&mask.visible, mask.visible.len(), device)?),
+        ("predict", indices(&mask.predict, mask.predict.len(), device)?),
     ];
     Ok(named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect())
 }
@@ -217,6 +248,14 @@ mod tests {
     #[test]
     fn an_unknown_method_is_named() {
         let error = subject("abacus", Preset::Tiny, Precision::F32).err().unwrap().to_string();
-        assert!(error.contains("abacus") && error.contains("capi") && error.contains("encoder"), "{error}");
+        assert!(["abacus", "capi", "moca", "encoder"].iter().all(|name| error.contains(name)), "{error}");
+    }
+
+    #[test]
+    fn a_preset_of_one_method_is_refused_by_the_others() {
+        for method in ["capi", "encoder"] {
+            let error = subject(method, Preset::VitSFullDecoding, Precision::F32).err().unwrap().to_string();
+            assert!(error.contains("vit-s-full-decoding") && error.contains("moca"), "{error}");
+        }
     }
 }

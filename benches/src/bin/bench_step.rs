@@ -11,7 +11,7 @@ use std::process::ExitCode;
 /// Time per training step and peak memory of one method at a stated size.
 #[derive(Parser)]
 struct Arguments {
-    /// Which method: `capi`, or `encoder` for its encoder alone under a linear head.
+    /// Which method: `capi`, `moca`, or `encoder` for the encoder of CAPI alone under a linear head.
     #[arg(long, default_value = "capi")]
     method: String,
     /// At which size.
