@@ -42,6 +42,33 @@ fn eval_scores_a_run_and_a_checkpoint() {
 }
 
 #[test]
+fn scores_of_an_evaluation_go_into_the_run() {
+    let lab = trained();
+    let linear = lab.text("run/summary.json");
+    let outcome = lab.occlude("eval run --protocol lowshot --set eval.lowshot.shots=[1,3] --json").succeeds();
+    let told: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let scores = told["details"]["lowshot"]["scores"].as_array().unwrap();
+    assert_eq!((scores.len(), scores[1]["accuracies"].as_array().unwrap().len()), (2, 3), "{told}");
+    let stored: serde_json::Value = serde_json::from_str(&lab.text("run/scores.json")).unwrap();
+    assert_eq!(stored["lowshot"], told["details"]["lowshot"]);
+    assert!(stored["knn"].is_array() && stored["linear"].is_array(), "older scores stay: {stored}");
+    let summary: serde_json::Value = serde_json::from_str(&lab.text("run/summary.json")).unwrap();
+    assert_eq!(summary["scores"]["lowshot_3-shot"], told["low-shot, 3-shot"]);
+    assert_eq!(summary["linear"], serde_json::from_str::<serde_json::Value>(&linear).unwrap()["linear"]);
+    assert!(lab.text("run/report.html").contains("Low-shot classification"));
+    assert!(!lab.text("run/report.html").contains("shots = [\n    1,\n    3"), "the settings are those of the run");
+
+    let before = lab.text("run/scores.json");
+    let student = lab.occlude("eval run --weights student --protocol linear --set eval.linear.protocol=moca").succeeds();
+    assert!(student.stdout.contains("best of all heads and epochs"), "{}", student.report());
+    assert_eq!(lab.text("run/scores.json"), before, "of other weights: printed only");
+    let refused = lab.occlude("eval run --set train.batch=3").refuses();
+    assert!(refused.contains("only settings of the evaluation"), "{refused}");
+    let lacking = lab.occlude("eval run --protocol knn --set eval.poolings=[\"class\"]").refuses();
+    assert!(lacking.contains("no class token"), "{lacking}");
+}
+
+#[test]
 fn a_split_folder_is_not_cut_in_half_without_a_word() {
     let lab = trained();
     for n in 0..5 {

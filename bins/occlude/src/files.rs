@@ -1,5 +1,6 @@
 //! Files that describe a run: its settings, and what ran where.
 
+use crate::scores;
 use anyhow::{Context, Result};
 use occlude_checkpoint::RunDir;
 use occlude_config::{RunConfig, is_setting};
@@ -45,7 +46,8 @@ impl Sink for Described {
         self.dir.write("config.toml", self.settings.as_bytes()).map_err(io::Error::other)?;
         self.dir.write("run.json", self.run.as_bytes()).map_err(io::Error::other)?;
         if self.fresh || *step == 0 {
-            [self.dir.summary_file(), self.dir.report_file()].iter().try_for_each(|stale| remove(stale))?;
+            let stale = [self.dir.summary_file(), self.dir.file(scores::FILE), self.dir.report_file()];
+            stale.iter().try_for_each(|stale| remove(stale))?;
         }
         Ok(())
     }

@@ -15,7 +15,9 @@ mod pictures;
 mod probe;
 mod report;
 mod scores;
+mod scoring;
 mod settings;
+mod stages;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use occlude_checkpoint::{Checkpoint, RunDir};
 use occlude_config::{LINEAR_PROBE_NEEDS, Run, RunConfig, Sources};
 use occlude_data::{Both, Dataset, EvalTransform};
-use occlude_eval::{WeightsChoice, choose};
+use occlude_eval::{Protocol, WeightsChoice, choose};
 use occlude_methods::{Method, Weights};
 use occlude_random::Streams;
 use std::collections::BTreeMap;
@@ -21,6 +21,8 @@ pub(crate) struct Opened {
     pub(crate) run: Run,
     pub(crate) device: Device,
     pub(crate) checkpoint: Checkpoint,
+    /// Whether that is the newest of the run, and not one that was named.
+    pub(crate) newest: bool,
     pub(crate) method: Box<dyn Method>,
 }
 
@@ -31,10 +33,10 @@ pub(crate) fn threads(config: &RunConfig) -> Result<()> {
     Ok(occlude_kernels::threads::init(config.checked_threads()?.unwrap_or(cores))?)
 }
 
-/// The settings stored in a run directory, without those of the environment.
-pub(crate) fn settings(dir: &RunDir) -> Result<RunConfig> {
+/// The settings stored in a run directory, without those of the environment; over them `set`.
+pub(crate) fn settings(dir: &RunDir, set: &[String]) -> Result<RunConfig> {
     let file = dir.config_file();
-    let sources = Sources { file: Some(file), ..Sources::default() };
+    let sources = Sources { file: Some(file), set: set.to_vec(), ..Sources::default() };
     let remedy = || format!("{}: not the folder of a run that `occlude train` wrote", dir.path().display());
     occlude_config::resolve(&sources).with_context(remedy)
 }
@@ -49,17 +51,25 @@ pub(crate) fn identity(config: &RunConfig, images: &ImagesOfRun) -> BTreeMap<Str
 /// Opens `path`: the folder of a run (its newest whole checkpoint is taken) or one of its checkpoints.
 pub(crate) fn open(path: &Path) -> Result<Opened> {
     let (dir, chosen) = locate(path)?;
-    let config = settings(&dir)?;
+    let config = settings(&dir, &[])?;
     threads(&config)?;
     let run = config.check(Some(ImagesOfRun::read(&dir)?.images))?;
     let device = device::open(&run.device)?;
+    let newest_taken = chosen.is_none();
     let checkpoint = match chosen {
         Some(folder) => Checkpoint::open(folder)?,
         None => newest(&dir, &run)?,
     };
     let mut method = fresh(&run, &device)?;
     method.load(&checkpoint.load("method", &device)?)?;
-    Ok(Opened { dir, config, run, device, checkpoint, method })
+    Ok(Opened { dir, config, run, device, checkpoint, newest: newest_taken, method })
+}
+
+impl Opened {
+    /// The run as it would be with these settings changed.
+    pub(crate) fn changed(&self, set: &[String]) -> Result<Run> {
+        Ok(settings(&self.dir, set)?.check(Some(ImagesOfRun::read(&self.dir)?.images))?)
+    }
 }
 
 /// The run directory of `path`, and the checkpoint if `path` is one.
@@ -109,6 +119,11 @@ impl Images {
         Ok(Self { train, test, transform })
     }
 
+    /// The same as another run sees them.
+    pub(crate) fn seen_by(&self, run: &Run) -> Result<Self> {
+        Ok(Self { transform: Arc::new(run.crop.eval_transform(run.eval_mode)?), ..self.clone() })
+    }
+
     /// What the run remembers of them.
     pub(crate) fn described(&self) -> ImagesOfRun {
         let told = |set: &dyn Dataset| format!("{} ({:016x})", set.len(), set.fingerprint());
@@ -118,9 +133,13 @@ impl Images {
     }
 
     /// Why these images cannot be scored, if so: something held out, two classes, and as many labelled images as
-    /// neighbours vote and a linear probe needs.
-    pub(crate) fn unfit_for_scores(&self, run: &Run) -> Option<String> {
-        let voters = run.eval.knn.neighbours.last().copied().unwrap_or(1);
+    /// neighbours vote and a linear probe needs, where these are asked for.
+    pub(crate) fn unfit_for_scores(&self, run: &Run, protocols: &[Protocol]) -> Option<String> {
+        let needs = |protocol: &Protocol| match protocol {
+            Protocol::Knn => run.eval.knn.voters(),
+            Protocol::Linear => LINEAR_PROBE_NEEDS,
+            Protocol::LowShot => 0,
+        };
         let Some(test) = self.test.as_deref() else {
             return Some("no images are held out (data.source.test, data.source.holdout)".into());
         };
@@ -130,7 +149,7 @@ impl Images {
         if labelled(test).is_empty() {
             return Some("none of the held-out images has a class".into());
         }
-        let (images, needed) = (labelled(&*self.train).len(), voters.max(LINEAR_PROBE_NEEDS));
+        let (images, needed) = (labelled(&*self.train).len(), protocols.iter().map(needs).max().unwrap_or(0));
         (images < needed).then(|| {
             format!("{images} training images have a class; neighbours that vote and the linear probe need {needed}")
         })

@@ -37,13 +37,13 @@ impl Probe for KnnProbe {
         let transform = &self.images.transform;
         let features = |dataset: &dyn occlude_data::Dataset, limit, purpose| {
             let indices = choose_labelled(dataset, Some(limit), &self.streams, purpose);
-            let poolings = vec![self.settings.pooling];
-            let request = FeatureRequest { indices, batch: BATCH, poolings, device: self.device.clone() };
+            let (poolings, device) = (vec![self.settings.pooling], self.device.clone());
+            let request = FeatureRequest { batch: BATCH, poolings, device, ..FeatureRequest::new(indices) };
             features_of(&*extractor, dataset, transform, &request, &mut |_, _| {}).map(|mut sets| sets.swap_remove(0))
         };
         let bank = features(&*self.images.train, self.settings.bank, "probe/bank")?;
         let test = features(&**test, self.settings.test, "probe/test")?;
-        let score = knn(&bank, &test, &self.knn)?.canonical.accuracy;
+        let score = knn(&bank, &test, &self.knn.canonical())?.canonical.accuracy;
         let mut scores = vec![("knn".to_owned(), score)];
         if done == 0 && self.random_start {
             scores.push(("knn_random_weights".to_owned(), score));

@@ -1,7 +1,7 @@
 //! The report of a run: curves from its files, scores from its summary, pictures from its weights.
 
 use crate::pictures::Pictures;
-use crate::scores::pooling_name;
+use crate::scores::{Row, Scores, pooling_name};
 use anyhow::{Context, Result};
 use occlude_checkpoint::{Checkpoint, RunDir};
 use occlude_config::RunConfig;
@@ -25,12 +25,14 @@ pub(crate) fn summary(dir: &RunDir, checkpoint: &Checkpoint) -> Result<Summary> 
 
 /// Makes the page and writes it into the run.
 pub(crate) fn write(dir: &RunDir, config: &RunConfig, summary: &Summary, pictures: &Pictures<'_>) -> Result<()> {
+    let stored = Scores::read(dir, summary.steps)?;
     let whole = dir.path().canonicalize().unwrap_or_else(|_| dir.path().to_owned());
     let mut data = ReportData {
         title: whole.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
         summary: sentence(config),
         highlights: highlights(summary),
-        scores: scores(config, summary).into(),
+        scores: stored.as_ref().map_or_else(|| scores(config, summary), shown).into(),
+        tables: stored.as_ref().map(Scores::tables).unwrap_or_default(),
         charts: charts(dir, config, summary)?.into(),
         facts: facts(dir, summary),
         settings: config.to_toml()?,
@@ -66,7 +68,13 @@ fn highlights(summary: &Summary) -> Vec<Highlight> {
     shown
 }
 
-/// Scores at the end, by the poolings of the settings; of a run that has none yet, the last one of its probe.
+/// The rows of a table that is printed.
+fn shown(scores: &Scores) -> Vec<Score> {
+    let score = |row: Row| Score { name: row.name, percent: row.percent, note: row.note, baseline: row.baseline };
+    scores.rows().into_iter().map(score).collect()
+}
+
+/// Scores of a summary alone, by the poolings of the settings; of a run that has none yet, the last one of its probe.
 fn scores(config: &RunConfig, summary: &Summary) -> Vec<Score> {
     let note = |pooling: Pooling| format!("{} pooling", pooling_name(pooling));
     let poolings = &config.eval.poolings;

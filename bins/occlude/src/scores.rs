@@ -1,28 +1,44 @@
-//! Scores of a frozen model beside those it has to beat, all on the same images.
+//! Scores of a frozen model: a table to print, a file of the run, lines of its report.
 
-use crate::open::{Images, choose_labelled, fresh, weights};
-use anyhow::{Result, bail};
-use candle_core::Device;
-use occlude_config::Run;
-use occlude_data::Dataset;
-use occlude_eval::{
-    FeatureRequest, FeatureSet, KnnReport, LinearReport, PixelForm, Pooling, Vote, WeightsChoice, features_of, knn,
-    linear_probe, pixel_features,
-};
-use occlude_methods::Method;
-use occlude_random::Streams;
+use anyhow::{Context, Result};
+use occlude_checkpoint::RunDir;
+use occlude_eval::{KnnReport, KnnScore, LinearProtocol, LinearReport, LowShotReport, Pooling, WeightsChoice};
+use occlude_report::Table;
 use occlude_trainer::Summary;
-use occlude_vit::Extractor;
+use serde::{Deserialize, Serialize};
+use std::io::ErrorKind;
 
-/// Scores of one model.
-#[derive(Debug)]
+/// The file of a run that holds its scores with every setting tried.
+pub(crate) const FILE: &str = "scores.json";
+
+/// Scores of one model. What was not measured is absent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Scores {
+    /// Steps the weights have seen.
+    pub(crate) step: u64,
     pub(crate) weights: WeightsChoice,
-    /// One entry a pooling, in the order of the settings.
-    pub(crate) knn: Vec<(Pooling, KnnReport)>,
-    pub(crate) linear: LinearReport,
-    pub(crate) random: KnnReport,
-    pub(crate) pixels: KnnReport,
+    /// In the order of the settings: the first is the run's `knn`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) knn: Vec<Of<KnnReport>>,
+    /// In the order of the settings: the first is the run's `linear`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) linear: Vec<Of<LinearReport>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lowshot: Option<LowShotReport>,
+    /// k-NN of the same model with random weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) random: Option<KnnReport>,
+    /// k-NN of raw pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pixels: Option<KnnReport>,
+}
+
+/// A report and the features it is of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Of<R> {
+    pub(crate) pooling: Pooling,
+    #[serde(flatten)]
+    pub(crate) report: R,
 }
 
 /// A line of the table: what, percent, how.
@@ -30,131 +46,138 @@ pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) percent: f64,
     pub(crate) note: String,
-}
-
-/// What is scored, on which images.
-pub(crate) struct Scoring<'a> {
-    pub(crate) run: &'a Run,
-    pub(crate) images: &'a Images,
-    pub(crate) device: &'a Device,
-    pub(crate) weights: WeightsChoice,
-}
-
-impl Scoring<'_> {
-    /// k-NN and linear probe of `method`, k-NN of the same model with random weights and of raw pixels. `progress` is told
-    /// what is being done.
-    pub(crate) fn of(&self, method: &dyn Method, progress: &dyn Fn(&str)) -> Result<Scores> {
-        if let Some(why) = self.images.unfit_for_scores(self.run) {
-            bail!("nothing to score on: {why}");
-        }
-        let Some(test_images) = self.images.test.as_deref() else { bail!("nothing is held out") };
-        let train_images = &*self.images.train;
-        let settings = &self.run.eval;
-        let streams = self.streams();
-        progress("features");
-        let extractor = method.extractor(weights(self.weights));
-        let banks = self.features(&*extractor, train_images, settings.bank, "eval/bank", &settings.poolings)?;
-        let tests = self.features(&*extractor, test_images, settings.test, "eval/test", &settings.poolings)?;
-        progress("k-NN");
-        let scored = settings.poolings.iter().zip(banks.iter().zip(&tests));
-        let scored = scored.map(|(pooling, (bank, test))| Ok((*pooling, knn(bank, test, &settings.knn)?)));
-        let scored = scored.collect::<Result<Vec<_>>>()?;
-        progress("linear probe");
-        let (Some(bank), Some(test)) = (banks.first(), tests.first()) else { bail!("eval.poolings is empty") };
-        let linear = linear_probe(bank, test, &settings.linear, &streams, &mut |_, _| {})?;
-        progress("random weights and raw pixels");
-        Ok(Scores { weights: self.weights, knn: scored, linear, random: self.random()?, pixels: self.pixels()? })
-    }
-
-    /// k-NN of the same model with random weights, by the first pooling of the settings: the one of `knn`.
-    fn random(&self) -> Result<KnnReport> {
-        let Some(test) = &self.images.test else { bail!("nothing is held out") };
-        let method = fresh(self.run, self.device)?;
-        let extractor = method.extractor(weights(self.weights));
-        let settings = &self.run.eval;
-        let one = &settings.poolings[..1];
-        let bank = self.features(&*extractor, &*self.images.train, settings.bank, "eval/bank", one)?;
-        let test = self.features(&*extractor, &**test, settings.test, "eval/test", one)?;
-        Ok(knn(&bank[0], &test[0], &settings.knn)?)
-    }
-
-    fn pixels(&self) -> Result<KnnReport> {
-        let Some(test) = &self.images.test else { bail!("nothing is held out") };
-        let pixels = |dataset: &dyn Dataset, limit, purpose| {
-            let indices = choose_labelled(dataset, limit, &self.streams(), purpose);
-            pixel_features(dataset, &self.images.transform, &indices, self.pixel_form())
-        };
-        let bank = pixels(&*self.images.train, self.run.eval.bank, "eval/bank")?;
-        let test = pixels(&**test, self.run.eval.test, "eval/test")?;
-        Ok(knn(&bank, &test, &self.run.eval.knn)?)
-    }
-
-    /// Every pixel of a small image; of a larger one the means of areas, which is the stronger baseline and fits memory.
-    fn pixel_form(&self) -> PixelForm {
-        const SMALL: usize = 32;
-        let size = self.images.transform.size();
-        match (SMALL / 2..=SMALL).rev().find(|side| size.is_multiple_of(*side)) {
-            Some(side) if size > SMALL => PixelForm::Averaged { side },
-            _ => PixelForm::Plain,
-        }
-    }
-
-    fn features(
-        &self,
-        extractor: &dyn Extractor,
-        dataset: &dyn Dataset,
-        limit: Option<usize>,
-        purpose: &str,
-        poolings: &[Pooling],
-    ) -> Result<Vec<FeatureSet>> {
-        let indices = choose_labelled(dataset, limit, &self.streams(), purpose);
-        let (batch, poolings, device) = (self.run.eval.batch, poolings.to_vec(), self.device.clone());
-        let request = FeatureRequest { indices, batch, poolings, device };
-        Ok(features_of(extractor, dataset, &self.images.transform, &request, &mut |_, _| {})?)
-    }
-
-    /// Which images are scored: not a matter of the run's seed, so that runs of several seeds see the same ones.
-    fn streams(&self) -> Streams {
-        Streams::new(0)
-    }
+    /// Whether it is there to be compared with.
+    pub(crate) baseline: bool,
 }
 
 impl Scores {
+    pub(crate) fn empty(step: u64, weights: WeightsChoice) -> Self {
+        Self { step, weights, knn: Vec::new(), linear: Vec::new(), lowshot: None, random: None, pixels: None }
+    }
+
+    /// Those a run holds of these steps, if it does.
+    pub(crate) fn read(dir: &RunDir, step: u64) -> Result<Option<Self>> {
+        let path = dir.file(FILE);
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            read => read.with_context(|| path.display().to_string())?,
+        };
+        let scores: Self = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
+        Ok((scores.step == step).then_some(scores))
+    }
+
+    /// Writes the file, whole.
+    pub(crate) fn write(&self, dir: &RunDir) -> Result<()> {
+        let text = format!("{}\n", serde_json::to_string_pretty(self)?);
+        Ok(dir.write(FILE, text.as_bytes())?)
+    }
+
+    /// With what `older` measured of the same weights and these did not.
+    pub(crate) fn over(mut self, older: Self) -> Self {
+        if (older.step, older.weights) == (self.step, self.weights) {
+            if self.knn.is_empty() {
+                (self.knn, self.random, self.pixels) = (older.knn, older.random, older.pixels);
+            }
+            if self.linear.is_empty() {
+                self.linear = older.linear;
+            }
+            self.lowshot = self.lowshot.or(older.lowshot);
+        }
+        self
+    }
+
     /// The table, the run's own scores first.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let which = if self.weights == WeightsChoice::Teacher { "teacher" } else { "student" };
-        let own = self.knn.iter().map(|(pooling, report)| Row {
+        let own = self.knn.iter().map(|Of { pooling, report }| Row {
             name: format!("k-NN, {} pooling", pooling_name(*pooling)),
             percent: report.canonical.accuracy,
-            note: format!("{which}, {}; best {}", setting(report), best(report)),
+            note: format!("{which}, {}", voted(report)),
+            baseline: false,
         });
-        let linear = &self.linear;
-        let linear = Row {
-            name: "linear probe".into(),
-            percent: linear.accuracy,
-            note: format!("{which}, lr {}, weight decay {}", linear.best.lr, linear.best.weight_decay),
-        };
+        let linear = self.linear.iter().map(|Of { pooling, report }| Row {
+            name: format!("linear probe, {} pooling", pooling_name(*pooling)),
+            percent: report.accuracy,
+            note: format!("{which}, {}", learned(report)),
+            baseline: false,
+        });
         let level = |name: &str, report: &KnnReport| Row {
             name: format!("k-NN, {name}"),
             percent: report.canonical.accuracy,
-            note: format!("{}; best {}", setting(report), best(report)),
+            note: voted(report),
+            baseline: true,
         };
-        let levels = [level("random weights", &self.random), level("raw pixels", &self.pixels)];
-        own.chain([linear]).chain(levels).collect()
+        let random = self.random.iter().map(|report| level("random weights", report));
+        let pixels = self.pixels.iter().map(|report| level("raw pixels", report));
+        own.chain(linear).chain(self.low_shot_rows(which)).chain(random).chain(pixels).collect()
     }
 
-    /// Enters the scores into a summary; the first pooling of the settings is the run's `knn`.
+    /// A row a split, with the first penalty.
+    fn low_shot_rows(&self, which: &str) -> Vec<Row> {
+        let Some(report) = &self.lowshot else { return Vec::new() };
+        let row = |score: &occlude_eval::LowShotScore| Row {
+            name: format!("low-shot, {}", score.split),
+            percent: score.mean,
+            note: format!(
+                "{which}, \u{b1} {:.2} over {} subsets of {} images, lambda {}, {} test images{}",
+                score.deviation,
+                score.accuracies.len(),
+                ranged(&score.images),
+                score.lambda,
+                report.test,
+                if score.converged { "" } else { "; stopped before the minimum" },
+            ),
+            baseline: false,
+        };
+        quoted(report).map(row).collect()
+    }
+
+    /// What the report shows beside the rows: every subset and penalty of low-shot classification.
+    pub(crate) fn tables(&self) -> Vec<Table> {
+        let Some(report) = &self.lowshot else { return Vec::new() };
+        let most = report.scores.iter().map(|score| score.accuracies.len()).max().unwrap_or(0);
+        let mut columns = vec!["Training images".to_owned(), "lambda".to_owned(), "Accuracy".to_owned()];
+        columns.extend((1..=most).map(|subset| format!("Subset {subset}")));
+        let rows = report.scores.iter().map(|score| {
+            let mean = format!("{:.2} \u{b1} {:.2}", score.mean, score.deviation);
+            let mut row = vec![score.split.clone(), score.lambda.to_string(), mean];
+            row.extend(score.accuracies.iter().map(|accuracy| format!("{accuracy:.2}")));
+            row.resize(columns.len(), String::new());
+            row
+        });
+        vec![Table {
+            title: "Low-shot classification".into(),
+            note:
+                "Accuracy in percent of logistic regression on a few labelled images of each class: mean and standard \
+                   deviation over the subsets, then each subset."
+                    .into(),
+            rows: rows.collect(),
+            columns,
+        }]
+    }
+
+    /// Enters the scores into a summary; the first pooling of the settings is the run's `knn` and `linear`.
     pub(crate) fn enter(&self, summary: &mut Summary) {
-        for (index, (pooling, report)) in self.knn.iter().enumerate() {
+        for (index, Of { pooling, report }) in self.knn.iter().enumerate() {
             let accuracy = report.canonical.accuracy;
             if index == 0 {
                 summary.set_score("knn", accuracy);
             }
             summary.set_score(&format!("knn_{}", pooling.name()), accuracy);
         }
-        summary.set_score("linear", self.linear.accuracy);
-        summary.set_score("knn_random_weights", self.random.canonical.accuracy);
-        summary.set_score("knn_pixels", self.pixels.canonical.accuracy);
+        for (index, Of { pooling, report }) in self.linear.iter().enumerate() {
+            if index == 0 {
+                summary.set_score("linear", report.accuracy);
+            }
+            summary.set_score(&format!("linear_{}", pooling.name()), report.accuracy);
+        }
+        for score in self.lowshot.iter().flat_map(quoted) {
+            summary.set_score(&format!("lowshot_{}", score.split), score.mean);
+        }
+        let levels = [("knn_random_weights", &self.random), ("knn_pixels", &self.pixels)];
+        for (name, report) in levels {
+            report.iter().for_each(|report| summary.set_score(name, report.canonical.accuracy));
+        }
     }
 }
 
@@ -164,16 +187,51 @@ pub(crate) fn pooling_name(pooling: Pooling) -> &'static str {
         Pooling::Average => "average",
         Pooling::Global => "predictor",
         Pooling::Both => "average and predictor",
+        Pooling::Class => "class token",
+        Pooling::ClassAverage => "class token and average",
+        Pooling::BeforeNorm => "unnormed average",
     }
 }
 
-fn setting(report: &KnnReport) -> String {
-    let vote = if report.canonical.vote == Vote::Weighted { "weighted" } else { "majority" };
-    format!("k = {}, {vote}, {} against {} images", report.canonical.k, report.test, report.bank)
+/// The scores with the first penalty.
+fn quoted(report: &LowShotReport) -> impl Iterator<Item = &occlude_eval::LowShotScore> {
+    let lambda = report.scores.first().map(|score| score.lambda);
+    report.scores.iter().filter(move |score| Some(score.lambda) == lambda)
 }
 
-fn best(report: &KnnReport) -> String {
-    format!("{:.1} with k = {}", report.best.accuracy, report.best.k)
+/// `30`, or `29 to 30`.
+fn ranged(counts: &[usize]) -> String {
+    match (counts.iter().min(), counts.iter().max()) {
+        (Some(least), Some(most)) if least < most => format!("{least} to {most}"),
+        (_, most) => most.copied().unwrap_or_default().to_string(),
+    }
+}
+
+/// How neighbours voted, and what voting would have been best.
+fn voted(report: &KnnReport) -> String {
+    let KnnReport { canonical, best, bank, test, .. } = report;
+    let top5 = canonical.top5.map(|top5| format!("top-5 {top5:.1}, ")).unwrap_or_default();
+    let best = format!("{:.1} with {}", best.accuracy, setting(best));
+    format!("{}, {top5}{test} against {bank} images; best {best}", setting(canonical))
+}
+
+fn setting(score: &KnnScore) -> String {
+    let vote = score.temperature.map_or_else(|| "majority".to_owned(), |temperature| format!("T = {temperature}"));
+    format!("k = {}, {vote}", score.k)
+}
+
+fn learned(report: &LinearReport) -> String {
+    let LinearReport { protocol, best, train, test, .. } = report;
+    let setting = format!("lr {}, weight decay {}", best.lr, best.weight_decay);
+    match protocol {
+        LinearProtocol::Capi => format!("{setting}, {train} training images, {test} test images"),
+        LinearProtocol::Moca => {
+            let epoch = best.epoch.unwrap_or_default();
+            format!(
+                "best of all heads and epochs on the {test} test images: {setting}, epoch {epoch}; {train} training images"
+            )
+        }
+    }
 }
 
 /// Prints the table.

@@ -50,6 +50,8 @@ pub struct ReportData {
     pub highlights: Vec<Highlight>,
     /// Accuracies.
     pub scores: Part<Score>,
+    /// What one bar each cannot say, under the accuracies.
+    pub tables: Vec<Table>,
     /// Curves over the run.
     pub charts: Part<Chart>,
     /// What was hidden.
@@ -100,6 +102,19 @@ impl Score {
     pub fn baseline(name: impl Into<String>, percent: f64, note: impl Into<String>) -> Self {
         Self { baseline: true, ..Self::of(name, percent, note) }
     }
+}
+
+/// A small table of texts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// What it shows.
+    pub title: String,
+    /// How it is to be read, or empty.
+    pub note: String,
+    /// Heads of the columns; the first column names the rows, the others hold numbers.
+    pub columns: Vec<String>,
+    /// A text for each column.
+    pub rows: Vec<Vec<String>>,
 }
 
 /// A name and a value.

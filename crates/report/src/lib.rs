@@ -29,7 +29,7 @@ mod picture;
 
 pub use chart::{Baseline, Chart, Curve};
 pub use data::{
-    Cluster, Fact, Highlight, MaskPicture, Neighbour, NeighbourRow, Part, PcaMap, PcaPicture, ReportData, Score,
+    Cluster, Fact, Highlight, MaskPicture, Neighbour, NeighbourRow, Part, PcaMap, PcaPicture, ReportData, Score, Table,
 };
 pub use error::{ReportError, Result};
 pub use page::render;

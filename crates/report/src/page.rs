@@ -3,7 +3,7 @@
 use crate::draw::mask_overlay;
 use crate::markup::{Markup, element, void};
 use crate::{Chart, Cluster, Fact, Highlight, MaskPicture, Neighbour, NeighbourRow, Part, PcaPicture};
-use crate::{Picture, ReportData, Result, Score};
+use crate::{Picture, ReportData, Result, Score, Table};
 
 /// Pictures up to this side are shown with hard pixel edges.
 const PIXELATED_UP_TO: usize = 96;
@@ -21,7 +21,9 @@ struct Section {
 /// A mask that does not fit its image, or a picture or chart that cannot be drawn.
 pub fn render(data: &ReportData) -> Result<String> {
     let sections = [
-        section("scores", "Scores", SCORES, &data.scores, |items| Ok(scores(items)))?,
+        section("scores", "Scores", SCORES, &data.scores, |items| {
+            Ok([scores(items), data.tables.iter().map(table).collect()].into())
+        })?,
         section("curves", "Curves", CURVES, &data.charts, charts)?,
         section("masks", "What the student sees", MASKS, &data.masks, masks)?,
         section("features", "Feature maps", FEATURES, &data.pca, maps)?,
@@ -135,6 +137,26 @@ fn scores(scores: &[Score]) -> Markup {
     ];
     let head = element("thead", &[], element("tr", &[], titles));
     element("table", &[], [head, element("tbody", &[], rows.collect::<Vec<_>>())])
+}
+
+fn table(Table { title, note, columns, rows }: &Table) -> Markup {
+    let titles: Vec<Markup> = columns.iter().enumerate().map(|(place, text)| cell("th", place, text)).collect();
+    let rows = rows.iter().map(|row| {
+        element("tr", &[], row.iter().enumerate().map(|(place, text)| cell("td", place, text)).collect::<Vec<_>>())
+    });
+    let body = element("tbody", &[], rows.collect::<Vec<_>>());
+    let table = element("table", &[], [element("thead", &[], element("tr", &[], titles)), body]);
+    element("div", &[("class", "extra")], [element("h3", &[], title.as_str()), optional("p", "setting", note), table])
+}
+
+/// The first column holds names, the others numbers.
+fn cell(tag: &str, column: usize, text: &str) -> Markup {
+    let scope = [("scope", "col")];
+    let mut attributes = if tag == "th" { scope.to_vec() } else { Vec::new() };
+    if column > 0 {
+        attributes.push(("class", "number"));
+    }
+    element(tag, &attributes, text)
 }
 
 fn charts(charts: &[Chart]) -> Result<Markup> {

@@ -5,7 +5,7 @@
 use base64::Engine;
 use occlude_report::{
     Baseline, Chart, Cluster, Curve, Fact, Highlight, MaskPicture, Neighbour, NeighbourRow, Part, PcaMap, PcaPicture,
-    Picture, ReportData, ReportError, Score, render,
+    Picture, ReportData, ReportError, Score, Table, render,
 };
 
 const HOSTILE: &str = "<script>alert('\"&</title></style>--><img src=x onerror=alert(1)>";
@@ -33,6 +33,12 @@ fn full(text: &str) -> ReportData {
         summary: text(),
         highlights: vec![Highlight { value: text(), label: text(), note: text() }],
         scores: vec![Score::of(text(), 70.0, text()), Score::baseline(text(), 130.0, "")].into(),
+        tables: vec![Table {
+            title: text(),
+            note: text(),
+            columns: vec![text(), text()],
+            rows: vec![vec![text(), text()]; 2],
+        }],
         charts: vec![odd, Chart::losses(vec![Curve::new(text(), ramp(5_000))])].into(),
         masks: vec![MaskPicture {
             image: picture(32),
@@ -132,7 +138,7 @@ fn the_structure_is_as_written() {
             format!("{} {id}", tag.split(' ').next().unwrap()).trim().to_owned()
         })
         .collect();
-    let expected = "h1, section scores, table, section curves, figure, svg, figure, svg, section masks, figure, \
+    let expected = "h1, section scores, table, table, section curves, figure, svg, figure, svg, section masks, figure, \
                     section features, section neighbours, section clusters, section run, details";
     assert_eq!(outline.join(", "), expected);
     for class in ["tile query", "tile same", "tile other", "absent"] {

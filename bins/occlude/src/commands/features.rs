@@ -64,6 +64,12 @@ enum How {
     Predictor,
     /// Both, one after the other.
     Both,
+    /// The class token.
+    Class,
+    /// The class token, then the mean of the patch tokens.
+    ClassAverage,
+    /// Mean of the patch tokens before the encoder's final norm.
+    BeforeNorm,
 }
 
 impl Features {
@@ -76,6 +82,7 @@ impl Features {
         let request = FeatureRequest {
             poolings: vec![self.pooling()],
             batch: opened.run.eval.batch,
+            class_blocks: opened.run.eval.class_blocks,
             device: opened.device.clone(),
             ..FeatureRequest::new(images.clone())
         };
@@ -115,6 +122,9 @@ impl Features {
             How::Average => Pooling::Average,
             How::Predictor => Pooling::Global,
             How::Both => Pooling::Both,
+            How::Class => Pooling::Class,
+            How::ClassAverage => Pooling::ClassAverage,
+            How::BeforeNorm => Pooling::BeforeNorm,
         }
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Replay {
 impl Replay {
     pub(crate) fn run(self) -> Result<()> {
         let dir = open::run_around(&self.bundle)?;
-        let (config, images) = (open::settings(&dir)?, ImagesOfRun::read(&dir)?);
+        let (config, images) = (open::settings(&dir, &[])?, ImagesOfRun::read(&dir)?);
         open::threads(&config)?;
         let run = config.check(Some(images.images))?;
         let device = device::open(&run.device)?;

@@ -6,8 +6,10 @@ use crate::open::{self, Images};
 use crate::pause::Pause;
 use crate::pictures::Pictures;
 use crate::probe::KnnProbe;
-use crate::scores::{self, Scores, Scoring};
+use crate::scores::{self, Scores};
+use crate::scoring::Scoring;
 use crate::settings::ConfigArgs;
+use crate::stages::Stages;
 use crate::{device, files, report};
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -16,6 +18,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use occlude_checkpoint::RunDir;
 use occlude_config::{Run, RunConfig};
 use occlude_data::Loader;
+use occlude_eval::Protocol;
 use occlude_kernels::Precision;
 use occlude_methods::Method;
 use occlude_random::Streams;
@@ -154,7 +157,7 @@ impl Prepared {
         if self.run.probe.every == 0 {
             return None;
         }
-        if let Some(why) = self.images.unfit_for_scores(&self.run) {
+        if let Some(why) = self.images.unfit_for_scores(&self.run, &[Protocol::Knn, Protocol::Linear]) {
             tracing::info!("no scores for this run: {why}");
             return None;
         }
@@ -183,8 +186,9 @@ impl Prepared {
         }
         files::remove(&dir.report_file()).with_context(|| dir.report_file().display().to_string())?;
         summary.write(&dir.summary_file())?;
-        let scores = self.scores(method)?;
+        let scores = self.scores(method, done.step)?;
         if let Some(scores) = &scores {
+            scores.write(dir)?;
             scores.enter(&mut summary);
             summary.write(&dir.summary_file())?;
         }
@@ -199,16 +203,16 @@ impl Prepared {
     }
 
     /// Scores of the trained model; `None` where there are none to be had, after a warning if they should have been.
-    fn scores(&self, method: &dyn Method) -> Result<Option<Scores>> {
+    fn scores(&self, method: &dyn Method, step: u64) -> Result<Option<Scores>> {
         if let Some(pause) = Pause::from_environment() {
             pause.at("scoring")?;
         }
-        if self.images.unfit_for_scores(&self.run).is_some() {
+        if self.images.unfit_for_scores(&self.run, &self.run.eval.protocols).is_some() {
             return Ok(None);
         }
         let weights = self.run.eval.weights;
-        let scoring = Scoring { run: &self.run, images: &self.images, device: &self.device, weights };
-        let scores = scoring.of(method, &|doing| tracing::info!("scoring: {doing}"));
+        let scoring = Scoring { run: &self.run, images: &self.images, device: &self.device, weights, step };
+        let scores = scoring.of(method, &Stages::new());
         // The run is trained and saved; `occlude eval` can score it later.
         Ok(scores.inspect_err(|error| tracing::warn!("no scores: {}", one_line(error))).ok())
     }
