@@ -1,11 +1,12 @@
-//! In which arithmetic the operators multiply f32 matrices: linear maps and those of a block, forward and backward.
+//! In which arithmetic the operators multiply f32 matrices: linear maps, attention and those of a block, forward and
+//! backward.
 //!
 //! A [`Precision`] holds on one thread as long as its [`PrecisionScope`] lives. A weight of a block that was read more than once
 //! in the last step is rounded and packed once in this one, for every product that reads it; another is packed for its
 //! product alone, so that a model whose weights are read once holds no second copy of them.
 //!
-//! Not here: the products themselves ([`crate::tiles`], and `gemm` for native f32); attention scores, norms, losses
-//! and the optimizer, which are f32 in every precision.
+//! Not here: the products themselves ([`crate::tiles`], and `gemm` for native f32); softmax, norms, losses and the
+//! optimizer, which are f32 in every precision.
 
 use crate::cpu::{Finish, Matrix, Real};
 use crate::tiles::{Each, PackedB, Path, Plain, Refused, Right, Split, Store, Tiles};

@@ -26,8 +26,9 @@
 //! `tdpbf16ps` first sums up to 32 in two lanes), and those two flush denormal results where [`Path::Scalar`] keeps
 //! them. Where all sums are exact, paths agree.
 //!
-//! Where it ran. [`Path::Scalar`] on real processors. [`Path::Avx512Bf16`] and [`Path::Amx`] so far only on an emulated
-//! one, so their speed is unknown; the tests run every path that the processor has, and the tile code over arrays.
+//! Where it ran: every path on an Intel Xeon with AMX, [`Path::Scalar`] on AMD processors as well. On one that has
+//! AVX512-BF16 and no tiles (AMD Zen 5) that path's speed is unknown. The tests run every path that the processor has,
+//! and the tile code over arrays.
 //!
 //! One parallel level: an epilogue runs inside a task and must not start another product on the same threads.
 
