@@ -2,7 +2,7 @@
 
 use occlude_e2e::Lab;
 
-const COMMANDS: &[&str] = &["train", "eval", "features", "report", "config", "export", "replay"];
+const COMMANDS: &[&str] = &["train", "eval", "features", "report", "config", "export", "replay", "repro"];
 
 #[test]
 fn every_command_shows_examples() {

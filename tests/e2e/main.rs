@@ -9,5 +9,6 @@ mod export;
 mod features;
 mod help;
 mod report;
+mod repro;
 mod resume;
 mod tensorboard;

@@ -8,6 +8,7 @@ mod bench;
 mod ci;
 mod eval;
 mod peer;
+mod repro;
 mod sanitize;
 mod start;
 mod tidy;
@@ -28,6 +29,7 @@ struct Xtask {
 enum Command {
     Train(train::Train),
     Eval(eval::Eval),
+    Repro(repro::Repro),
     Bench(bench::Bench),
     Ci(ci::Ci),
     Tidy(tidy::Tidy),
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let done = match Xtask::parse().command {
         Command::Train(command) => command.run(),
         Command::Eval(command) => command.run(),
+        Command::Repro(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Ci(command) => command.run(),
         Command::Tidy(command) => command.run(),

@@ -4,7 +4,9 @@
 //! exit code 1; a command line that cannot be read is exit code 2.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod child;
 mod commands;
+mod comparison;
 mod device;
 mod files;
 mod layout;
@@ -31,7 +33,8 @@ use std::process::ExitCode;
   occlude train                                  the built-in quick start: drawn pictures, three minutes
   occlude train my.toml --set data.source.path=photos
   occlude eval runs/my
-  occlude features runs/my --data photos --out features.npy"
+  occlude features runs/my --data photos --out features.npy
+  occlude repro moca/T2e                         a table of a paper, at a size that fits"
 )]
 struct Occlude {
     #[command(subcommand)]
@@ -47,6 +50,7 @@ enum Command {
     Config(commands::Config),
     Export(commands::Export),
     Replay(commands::Replay),
+    Repro(commands::Repro),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Command::Config(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Replay(command) => command.run(),
+        Command::Repro(command) => command.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,14 @@ use clap::Args;
 use occlude_config::{RunConfig, Sources};
 use std::path::PathBuf;
 
+/// The environment, as far as it is text: what is not is none of ours.
+pub(crate) fn environment() -> Vec<(String, String)> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
+}
+
 /// Where settings come from.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ConfigArgs {
@@ -18,14 +26,10 @@ pub(crate) struct ConfigArgs {
 impl ConfigArgs {
     /// The settings, not yet checked.
     pub(crate) fn resolve(&self) -> Result<RunConfig> {
-        let environment = std::env::vars_os().filter_map(|(name, value)| {
-            // A name or value that is not text is none of ours.
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        });
         let sources = Sources {
             file: self.config.clone(),
             quickstart: self.config.is_none(),
-            environment: environment.collect(),
+            environment: environment(),
             set: self.set.clone(),
         };
         Ok(occlude_config::resolve(&sources)?)

@@ -73,6 +73,24 @@ pub enum Error {
         /// What might have been meant, and what exists.
         hint: String,
     },
+    /// No table of published experiments has this name, or none of its rows.
+    #[error("unknown {what} `{name}`{hint}")]
+    UnknownRow {
+        /// What was looked for: `method`, `row`, `scale`.
+        what: &'static str,
+        /// The name given.
+        name: String,
+        /// What might have been meant, and what exists.
+        hint: String,
+    },
+    /// A published experiment that is not carried.
+    #[error("{name} is not carried: {why}")]
+    NotCarried {
+        /// The name given.
+        name: String,
+        /// Why there is no row.
+        why: String,
+    },
     /// A value that its room refuses.
     #[error(transparent)]
     Refused(#[from] ConfigError),

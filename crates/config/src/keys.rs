@@ -8,7 +8,7 @@ use serde_json::Value as Schema;
 const ALIKE: f64 = 0.6;
 
 /// Tables whose keys depend on their `kind`. (Elsewhere `kind` is a setting like any other.)
-const ALTERNATIVES: &[&str] = &["method"];
+pub(crate) const ALTERNATIVES: &[&str] = &["method"];
 
 /// Units of a span, of which one stands in its table.
 const UNITS: &[&str] = &["steps", "epochs", "percent"];

@@ -13,6 +13,8 @@ pub enum Source {
     Defaults,
     /// A preset that ships with Occlude.
     Preset(String),
+    /// A row of a table of published experiments.
+    Row(String),
     /// A file.
     File(PathBuf),
     /// The quick start, which is built in.
@@ -28,6 +30,7 @@ impl fmt::Display for Source {
         match self {
             Self::Defaults => f.write_str("defaults"),
             Self::Preset(name) => write!(f, "preset {name}"),
+            Self::Row(name) => write!(f, "row {name}"),
             Self::File(path) => path.display().fmt(f),
             Self::Quickstart => f.write_str("quickstart"),
             Self::Variable(name) => f.write_str(name),
@@ -102,8 +105,19 @@ pub(crate) fn text(source: Source, content: &str) -> Result<Layer> {
         let line = 1 + content.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count();
         refused(line, error.message().replace('\n', ", "))
     })?;
-    let value = Value::serialize(table).map_err(|error| refused(1, error.to_string()))?;
-    Ok(Layer { source, values: value.into_dict().unwrap_or_default() })
+    let values = values(&table).map_err(|error| refused(1, error.to_string()))?;
+    Ok(Layer { source, values })
+}
+
+/// A layer from settings that were read already.
+pub(crate) fn table(source: Source, table: &toml::Table) -> Result<Layer> {
+    let unfit = |error: figment::Error| Error::Unfit { place: source.to_string(), message: error.to_string() };
+    let values = values(table).map_err(unfit)?;
+    Ok(Layer { source, values })
+}
+
+fn values(table: &toml::Table) -> Result<Dict, figment::Error> {
+    Ok(Value::serialize(table)?.into_dict().unwrap_or_default())
 }
 
 /// Whether the environment variable `name` is read as a setting.

@@ -5,6 +5,9 @@
 //! key that exists. The result is a [`RunConfig`] (raw: it may still hold a bad value), which [`RunConfig::check`]
 //! turns into a [`Run`] by asking every room to check its own part.
 //!
+//! Published experiments are rows of one table a method ([`Reproduction`]): a preset and what a row changes, at the paper's
+//! size and at a smaller one, beside the figures of the paper.
+//!
 //! Invariants: a `Run` cannot be built unchecked; equal layers give equal text from [`RunConfig::to_toml`], and that
 //! text reads back as the same config.
 //! Not here: reading the environment or the command line (the caller passes both in), tensors, and the meaning of any
@@ -24,9 +27,11 @@ mod keys;
 mod layers;
 mod merge;
 mod presets;
+mod repro;
 mod run;
 
 pub use error::{Error, Result};
 pub use layers::{Source, Sources, is_setting};
 pub use presets::{QUICKSTART, preset_names};
+pub use repro::{Absent, Difference, Figure, Measure, Reproduction, Row, Scale, Selected, Study, differences};
 pub use run::{DataConfig, LINEAR_PROBE_NEEDS, NOMINAL_IMAGES, Run, RunConfig, resolve};

@@ -1,6 +1,6 @@
 //! Laying one layer over another, and reading the whole into the schema.
 
-use crate::keys::{is_other_kind, is_span, is_unit, join, kind, known};
+use crate::keys::{ALTERNATIVES, is_other_kind, is_span, is_unit, join, kind, known};
 use crate::layers::Layer;
 use crate::{Error, Result, Source};
 use figment::error::Kind;
@@ -12,16 +12,36 @@ use serde_json::Value as Schema;
 
 /// The config that `layers` (lowest first) make over the defaults of `C`.
 pub(crate) fn merge<C: Default + Serialize + DeserializeOwned>(mut layers: Vec<Layer>) -> Result<C> {
-    let schema = serde_json::to_value(C::default()).map_err(broken_defaults)?;
+    let mut schema = serde_json::to_value(C::default()).map_err(broken_defaults)?;
     let mut defaults = Layer { source: Source::Defaults, values: defaults::<C>()? };
     for index in 0..layers.len() {
         let (below, rest) = layers.split_at_mut(index);
         let Some(layer) = rest.first() else { break };
+        choose::<C>(&mut schema, &layer.values);
         known(&layer.values, &schema, &layer.source, &|key, value| accepts::<C>(&schema, key, value))?;
         hide(std::iter::once(&mut defaults).chain(below).map(|l| &mut l.values).collect(), &layer.values, &schema, "");
     }
     let figment = layers.iter().fold(Figment::from(defaults), |figment, layer| figment.merge(layer));
     figment.extract().map_err(|error| explain(error, &layers, &schema))
+}
+
+/// Brings `schema` to the alternatives that `values` choose: a layer above need not repeat the choice to be held against it.
+/// One that does not exist is refused when the whole is read.
+fn choose<C: Serialize + DeserializeOwned>(schema: &mut Schema, values: &Dict) {
+    for path in ALTERNATIVES {
+        let Some(chosen) = values.get(*path).and_then(|value| kind(path, value.as_dict()?)) else { continue };
+        let shown = schema.get(path).and_then(|below| below.get("kind"));
+        if shown.and_then(Schema::as_str) == Some(chosen) {
+            continue;
+        }
+        let whole = serde_json::from_value::<C>(serde_json::json!({ *path: { "kind": chosen } }));
+        let whole = whole.ok().and_then(|config| serde_json::to_value(config).ok());
+        if let (Some(below), Some(place)) =
+            (whole.and_then(|mut w| w.get_mut(*path).map(Schema::take)), schema.get_mut(path))
+        {
+            *place = below;
+        }
+    }
 }
 
 /// Whether `C` has a setting `key`, asked of its own reader: the defaults with that key added must not be refused for
@@ -182,7 +202,10 @@ mod tests {
     #[serde(tag = "kind", rename_all = "snake_case")]
     enum Part {
         Round(Round),
-        Square { side: u64 },
+        Square {
+            #[serde(default)]
+            side: u64,
+        },
     }
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -268,6 +291,22 @@ mod tests {
             read(&["method.radius = 9", square, "method.kind = 'round'"]).unwrap().method,
             Part::Round(Round::default())
         );
+    }
+
+    #[test]
+    fn a_layer_need_not_repeat_the_kind() {
+        let square = "[method]\nkind = 'square'";
+        assert_eq!(read(&[square, "method.side = 3"]).unwrap().method, Part::Square { side: 3 });
+        assert_eq!(
+            read(&[square, "method.sied = 3"]).unwrap_err(),
+            "1.toml: unknown key `method.sied`: did you mean `method.side`?"
+        );
+        assert_eq!(
+            read(&[square, "method.side = 'long'"]).unwrap_err(),
+            "1.toml: method.side = \"long\": must be a whole number"
+        );
+        assert!(read(&[square, "method.radius = 3"]).unwrap_err().contains("unknown key `method.radius`"));
+        assert!(read(&["method.kind = 'star'", "method.radius = 3"]).unwrap_err().contains("star"));
     }
 
     #[test]

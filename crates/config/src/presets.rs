@@ -8,12 +8,23 @@ use figment::value::Value;
 /// The config that `occlude train` uses without one.
 pub const QUICKSTART: &str = include_str!("../../../configs/quickstart.toml");
 
-/// Name and text of each preset: the model sizes of the paper with their recipe.
-const PRESETS: &[(&str, &str)] = &[
-    ("capi-vit-s", include_str!("../presets/capi-vit-s.toml")),
-    ("capi-vit-b", include_str!("../presets/capi-vit-b.toml")),
-    ("capi-vit-l", include_str!("../presets/capi-vit-l.toml")),
-    ("capi-ablation", include_str!("../presets/capi-ablation.toml")),
+const CAPI_S: &str = include_str!("../presets/capi-vit-s.toml");
+const CAPI_B: &str = include_str!("../presets/capi-vit-b.toml");
+const CAPI_L: &str = include_str!("../presets/capi-vit-l.toml");
+const CAPI_ABLATION: &str = include_str!("../presets/capi-ablation.toml");
+const MOCA: &str = include_str!("../presets/moca-paper.toml");
+const MOCA_V1: &str = include_str!("../presets/moca-v1.toml");
+const MOCA_ABLATION: &str = include_str!("../presets/moca-ablation.toml");
+
+/// Name and texts, each laid over those before it, of each preset: the model sizes of the papers with their recipes.
+const PRESETS: &[(&str, &[&str])] = &[
+    ("capi-vit-s", &[CAPI_S]),
+    ("capi-vit-b", &[CAPI_B]),
+    ("capi-vit-l", &[CAPI_L]),
+    ("capi-ablation", &[CAPI_ABLATION]),
+    ("moca-paper", &[MOCA]),
+    ("moca-v1", &[MOCA, MOCA_V1]),
+    ("moca-ablation", &[MOCA, MOCA_ABLATION]),
 ];
 
 /// The names that `preset = "..."` takes.
@@ -21,15 +32,18 @@ pub fn preset_names() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|(name, _)| *name)
 }
 
-/// The layer of the preset that the highest of `layers` names, if any names one.
-pub(crate) fn named_in(layers: &[Layer]) -> Result<Option<Layer>> {
-    let Some(name) = layers.iter().rev().find_map(|layer| layer.values.get("preset")).and_then(Value::as_str) else {
-        return Ok(None);
-    };
-    let Some((name, content)) = PRESETS.iter().find(|(known, _)| *known == name) else {
+/// The layers of the preset that the highest of `layers` names, lowest first; none if none names one.
+pub(crate) fn named_in(layers: &[Layer]) -> Result<Vec<Layer>> {
+    let name = layers.iter().rev().find_map(|layer| layer.values.get("preset")).and_then(Value::as_str);
+    name.map_or(Ok(Vec::new()), of)
+}
+
+/// The layers of the preset `name`, lowest first.
+pub(crate) fn of(name: &str) -> Result<Vec<Layer>> {
+    let Some((name, contents)) = PRESETS.iter().find(|(known, _)| *known == name) else {
         return Err(Error::UnknownPreset { name: name.to_owned(), hint: hint(name) });
     };
-    text(Source::Preset((*name).to_owned()), content).map(Some)
+    contents.iter().map(|content| text(Source::Preset((*name).to_owned()), content)).collect()
 }
 
 fn hint(name: &str) -> String {

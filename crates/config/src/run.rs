@@ -139,10 +139,11 @@ pub(crate) const FREE: &[&str] = &[
 /// A file that cannot be read, text that is not TOML, an unknown key or preset, a value of the wrong kind.
 pub fn resolve(sources: &Sources) -> Result<RunConfig> {
     let mut written = layers::read(sources)?;
-    if let Some(preset) = presets::named_in(&written)? {
+    let preset = presets::named_in(&written)?;
+    if !preset.is_empty() {
         // A preset over the quick start would vanish under it: who names one wants that and not the quick start.
         written.retain(|layer| layer.source != crate::Source::Quickstart);
-        written.insert(0, preset);
+        written.splice(0..0, preset);
     }
     merge::merge(written)
 }

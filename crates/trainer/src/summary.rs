@@ -60,6 +60,18 @@ impl Summary {
         }
     }
 
+    /// The score that was entered under `name`.
+    #[must_use]
+    pub fn score(&self, name: &str) -> Option<f64> {
+        match name {
+            "knn" => self.knn,
+            "knn_random_weights" => self.knn_random_weights,
+            "knn_pixels" => self.knn_pixels,
+            "linear" => self.linear,
+            other => self.scores.get(other).copied(),
+        }
+    }
+
     /// The numbers of a run when it wrote `checkpoint`, for one that was killed before it wrote a summary.
     ///
     /// # Errors
@@ -108,5 +120,9 @@ mod tests {
         read.write(&path).unwrap();
         let read = Summary::read(&path).unwrap();
         assert_eq!((read.knn, read.linear, read.scores["knn_teacher"]), (Some(61.25), Some(70.5), 60.0));
+        assert_eq!(
+            (read.score("knn"), read.score("knn_teacher"), read.score("other")),
+            (Some(61.25), Some(60.0), None)
+        );
     }
 }

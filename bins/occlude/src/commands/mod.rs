@@ -6,6 +6,7 @@ mod export;
 mod features;
 mod replay;
 mod report;
+mod repro;
 mod train;
 
 pub(crate) use config::Config;
@@ -14,6 +15,7 @@ pub(crate) use export::Export;
 pub(crate) use features::Features;
 pub(crate) use replay::Replay;
 pub(crate) use report::Report;
+pub(crate) use repro::Repro;
 pub(crate) use train::Train;
 
 use clap::ValueEnum;
