@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    #[serde(tag = "kind", rename_all = "snake_case")]
+    #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
     enum Part {
         Round(Round),
         Square {
