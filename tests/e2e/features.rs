@@ -59,7 +59,8 @@ fn scores_of_an_evaluation_go_into_the_run() {
     assert!(!lab.text("run/report.html").contains("shots = [\n    1,\n    3"), "the settings are those of the run");
 
     let before = lab.text("run/scores.json");
-    let student = lab.occlude("eval run --weights student --protocol linear --set eval.linear.protocol=moca").succeeds();
+    let student =
+        lab.occlude("eval run --weights student --protocol linear --set eval.linear.protocol=moca").succeeds();
     assert!(student.stdout.contains("best of all heads and epochs"), "{}", student.report());
     assert_eq!(lab.text("run/scores.json"), before, "of other weights: printed only");
     let refused = lab.occlude("eval run --set train.batch=3").refuses();

@@ -18,9 +18,9 @@ fn gradients(dtype: DType, tiles: Option<Tiles>) -> Vec<f64> {
     let batch = ViewBatch { views, ids: (0..TINY_BATCH as u64).collect() };
     let _scope = PrecisionScope::of(tiles);
     let output = capi.step(&batch, &StepContext::single(3, Streams::new(7))).unwrap();
-    let params = capi.groups().into_iter().flat_map(|group| group.params);
-    let of = |tensor| output.gradients.get(tensor).map(|gradient| gradient.to_dtype(DType::F64).unwrap());
-    params.filter_map(|param| of(&param.tensor)).flat_map(|g| g.flatten_all().unwrap().to_vec1().unwrap()).collect()
+    let params: Vec<_> = capi.groups().into_iter().flat_map(|group| group.params).collect();
+    let of = params.iter().filter_map(|param| output.gradients.get(&param.tensor));
+    of.flat_map(|g| g.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()).collect()
 }
 
 #[test]
