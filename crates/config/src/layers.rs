@@ -105,19 +105,19 @@ pub(crate) fn text(source: Source, content: &str) -> Result<Layer> {
         let line = 1 + content.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count();
         refused(line, error.message().replace('\n', ", "))
     })?;
-    let values = values(&table).map_err(|error| refused(1, error.to_string()))?;
+    let values = values(&table).map_err(|message| refused(1, message))?;
     Ok(Layer { source, values })
 }
 
 /// A layer from settings that were read already.
 pub(crate) fn table(source: Source, table: &toml::Table) -> Result<Layer> {
-    let unfit = |error: figment::Error| Error::Unfit { place: source.to_string(), message: error.to_string() };
-    let values = values(table).map_err(unfit)?;
+    let values = values(table).map_err(|message| Error::Unfit { place: source.to_string(), message })?;
     Ok(Layer { source, values })
 }
 
-fn values(table: &toml::Table) -> Result<Dict, figment::Error> {
-    Ok(Value::serialize(table)?.into_dict().unwrap_or_default())
+fn values(table: &toml::Table) -> Result<Dict, String> {
+    let value = Value::serialize(table).map_err(|error| error.to_string())?;
+    Ok(value.into_dict().unwrap_or_default())
 }
 
 /// Whether the environment variable `name` is read as a setting.

@@ -9,6 +9,7 @@ use super::{Imported, Model, fill, read_any, stripped, unfit, write_export};
 use crate::{CommitError, Result};
 use candle_core::{DType, Tensor};
 use occlude_kernels::StateDict;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 /// What one product makes of a token: queries, keys and values, in this order.
@@ -117,10 +118,9 @@ fn joined(state: &StateDict) -> candle_core::Result<StateDict> {
             let found = state.get(&name).map(Tensor::detach);
             found.ok_or_else(|| candle_core::Error::Msg(format!("{name} is missing beside its fellows")))
         };
-        let whole = attention(block, "qkv", of);
-        if !official.contains_key(&whole) {
+        if let Entry::Vacant(whole) = official.entry(attention(block, "qkv", of)) {
             let parts = PARTS.into_iter().map(part).collect::<candle_core::Result<Vec<_>>>()?; // [dim, ...] each
-            official.insert(whole, Tensor::cat(&parts, 0)?); // [3 * dim, ...]
+            whole.insert(Tensor::cat(&parts, 0)?); // [3 * dim, ...]
         }
     }
     Ok(official)

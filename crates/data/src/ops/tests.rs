@@ -1,3 +1,5 @@
+//! Each operation against the reference tables, and what it leaves alone.
+
 use super::{blur, brightness, contrast, grey, hue, saturation, solarise};
 use crate::Image;
 

@@ -1,3 +1,5 @@
+//! Views: their order, their draws, what is refused.
+
 use super::{BlurConfig, JitterConfig, NamedViews, SolariseConfig, ViewConfig, Views, ViewsConfig};
 use crate::augment::{Augment, Draws};
 use crate::draw::{between, unit};
