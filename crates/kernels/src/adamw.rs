@@ -69,6 +69,34 @@ pub fn adamw_step(
     })
 }
 
+/// `average = momentum * average + (1 - momentum) * param`, in place: for averages that do not follow the optimizer's step.
+/// Both of one shape, dtype (f32 or f64) and device, contiguous and in memory of their own.
+///
+/// Only safe between steps, as [`adamw_step`] is.
+///
+/// # Errors
+/// As [`adamw_step`]; nothing is changed then.
+pub fn move_average(average: &Tensor, param: &Tensor, momentum: f64) -> Result<()> {
+    let op = "move_average";
+    check(op, &[("average", average)], ("parameter", param))?;
+    if !cpu::on_cpu(average) {
+        return composed_average(average, param, momentum);
+    }
+    crate::precision::forget();
+    let param = param.detach().contiguous()?;
+    by_dtype!(op, average.dtype(), T => {
+        let (param, weights) = (Values::<T>::of(&param)?, (T::of(momentum), T::of(1.0 - momentum)));
+        let param: &[T] = &param;
+        writing(average, |average: &mut [T]| {
+            let work = average.len();
+            cpu::for_chunks(average, cpu::ELEMENTS, work, |i, average| {
+                average_chunk(average, &param[i * cpu::ELEMENTS..][..average.len()], weights);
+            });
+            Ok(())
+        })
+    })
+}
+
 /// The L2 norm of all gradients together, added in f64 in the order given.
 ///
 /// # Errors
@@ -198,6 +226,14 @@ vectorised! {
         // The chunk is still in the cache.
         for (average, param) in average.iter_mut().zip(&*param) {
             *average = r.ema.0 * *average + r.ema.1 * *param;
+        }
+    }
+}
+
+vectorised! {
+    fn average_chunk / average_chunk_at<T, ISA>(average: &mut [T], param: &[T], weights: (T, T)) {
+        for (average, param) in average.iter_mut().zip(param) {
+            *average = weights.0 * *average + weights.1 * *param;
         }
     }
 }
@@ -465,5 +501,19 @@ mod tests {
         for (fused, plain) in fused.iter().zip(&plain) {
             assert!(largest_difference(fused, plain) < 1e-14);
         }
+    }
+
+    #[test]
+    fn an_average_moves_by_itself() {
+        for (dtype, len) in [(DType::F32, 70_003), (DType::F64, 5), (DType::F32, 0)] {
+            let sample = |seed| sample(seed, len).unwrap().to_dtype(dtype).unwrap();
+            let (average, param) = (sample(1), sample(2));
+            let expected = ((&average * 0.9).unwrap() + (&param * (1.0 - 0.9)).unwrap()).unwrap();
+            super::move_average(&average, &param, 0.9).unwrap();
+            assert!(largest_difference(&average, &expected) < 1e-6);
+        }
+        let (average, other) = (sample(1, 4).unwrap(), sample(2, 5).unwrap());
+        assert!(super::move_average(&average, &other, 0.9).unwrap_err().to_string().contains("parameter"));
+        assert!(super::move_average(&average, &average, 0.9).unwrap_err().to_string().contains("share memory"));
     }
 }

@@ -3,7 +3,7 @@
 use crate::adamw::writing;
 use crate::cpu::{self, Matrix, Real, Values, by_dtype};
 use crate::{Error, Result, input};
-use candle_core::{CpuStorage, Shape, Tensor, TensorId};
+use candle_core::{Tensor, TensorId};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
@@ -35,6 +35,40 @@ impl Gradients {
         self.growing.remove(&id);
         self.by_id.insert(id, sum);
         Ok(())
+    }
+
+    /// Adds the gradients of the scalar `loss` with respect to every variable it depends on. Those of weights grow in place
+    /// where an operator adds to them itself (linear maps of blocks do), so that a pass over one part of a batch after the
+    /// other holds each gradient once. Drop `loss` afterwards: its graph keeps all activations alive.
+    ///
+    /// # Errors
+    /// `loss` is not a scalar, or an operator has no backward; what was held may hold a part of the new gradients then.
+    pub fn add(&mut self, loss: &Tensor) -> Result<()> {
+        if loss.elem_count() != 1 {
+            return Err(Error::shape("backward", "a scalar", loss.dims()));
+        }
+        let growing = std::mem::take(&mut self.growing);
+        let own = growing.into_iter().filter_map(|id| self.by_id.remove(&id).map(|sum| (id, sum))).collect();
+        let collecting = Collecting::start(own);
+        let store = loss.backward();
+        for (id, sum) in collecting.finish() {
+            self.by_id.insert(id, sum);
+            self.growing.insert(id);
+        }
+        let store = store?;
+        // candle's store also holds gradients of constants, and of a loss that depends on nothing.
+        for node in loss.sorted_nodes().into_iter().filter(|node| node.is_variable()) {
+            if let Some(gradient) = store.get(node) {
+                self.accumulate(node.id(), gradient.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the gradient of `tensor` out, if the loss depends on it.
+    pub fn take(&mut self, tensor: &Tensor) -> Option<Tensor> {
+        self.growing.remove(&tensor.id());
+        self.by_id.remove(&tensor.id())
     }
 
     /// Adds everything in `other`.
@@ -110,55 +144,29 @@ impl Gradients {
 /// # Errors
 /// `loss` is not a scalar, or an operator has no backward.
 pub fn backward(loss: &Tensor) -> Result<Gradients> {
-    if loss.elem_count() != 1 {
-        return Err(crate::Error::shape("backward", "a scalar", loss.dims()));
-    }
-    let collecting = Collecting::start();
-    let store = loss.backward()?;
-    // candle's store also holds gradients of constants, and of a loss that depends on nothing.
-    let variables = loss.sorted_nodes().into_iter().filter(|node| node.is_variable());
-    let by_id = variables.filter_map(|node| store.get(node).map(|gradient| (node.id(), gradient.clone()))).collect();
-    let mut gradients = Gradients { by_id, growing: HashSet::new() };
-    for (id, sum) in collecting.finish() {
-        gradients.accumulate(id, sum.tensor()?)?;
-    }
+    let mut gradients = Gradients::default();
+    gradients.add(loss)?;
     Ok(gradients)
-}
-
-/// A gradient that grows in place, in the memory it will be read from.
-struct Sum {
-    values: CpuStorage,
-    shape: Shape,
-}
-
-impl Sum {
-    fn tensor(self) -> candle_core::Result<Tensor> {
-        let device = candle_core::Device::Cpu;
-        match self.values {
-            CpuStorage::F32(values) => Tensor::from_vec(values, self.shape, &device),
-            CpuStorage::F64(values) => Tensor::from_vec(values, self.shape, &device),
-            other => Err(Error::Dtype { op: "backward", expected: "F32 or F64", got: cpu::dtype(&other) }.into()),
-        }
-    }
 }
 
 thread_local! {
     /// Sums of the backward pass that runs on this thread; candle walks a graph on one thread.
-    static SUMS: RefCell<Option<HashMap<TensorId, Sum>>> = const { RefCell::new(None) };
+    static SUMS: RefCell<Option<HashMap<TensorId, Tensor>>> = const { RefCell::new(None) };
 }
 
 /// As long as it lives, operators with more parameters than candle has arguments may [`collect`] on this thread.
 struct Collecting {
     /// What an outer pass on this thread had collected.
-    outer: Option<HashMap<TensorId, Sum>>,
+    outer: Option<HashMap<TensorId, Tensor>>,
 }
 
 impl Collecting {
-    fn start() -> Self {
-        Self { outer: SUMS.replace(Some(HashMap::new())) }
+    /// Goes on from `sums`, whose memory nothing else reads.
+    fn start(sums: HashMap<TensorId, Tensor>) -> Self {
+        Self { outer: SUMS.replace(Some(sums)) }
     }
 
-    fn finish(self) -> HashMap<TensorId, Sum> {
+    fn finish(self) -> HashMap<TensorId, Tensor> {
         SUMS.take().unwrap_or_default()
     }
 }
@@ -173,29 +181,44 @@ impl Drop for Collecting {
 /// that is not tracked.
 ///
 /// # Errors
-/// The pass was not started by [`backward`], or the sum has another dtype.
+/// The pass was not started by [`backward`] or [`Gradients::add`], or the sum has another dtype.
 pub(crate) fn collect<T: Real>(parameter: &Tensor, add: impl FnOnce(&mut [T])) -> candle_core::Result<()> {
-    collect_with(parameter, |held: Option<Vec<T>>| {
-        let mut sum = held.unwrap_or_else(|| vec![T::zero(); parameter.elem_count()]);
-        add(&mut sum);
-        sum
+    collect_with(parameter, |held: Option<&mut [T]>| match held {
+        Some(sum) => {
+            add(sum);
+            None
+        }
+        None => {
+            let mut sum = vec![T::zero(); parameter.elem_count()];
+            add(&mut sum);
+            Some(sum)
+        }
     })
 }
 
-/// As [`collect`], with the sum so far, if there is any, made into the new one.
-fn collect_with<T: Real>(parameter: &Tensor, add: impl FnOnce(Option<Vec<T>>) -> Vec<T>) -> candle_core::Result<()> {
+/// As [`collect`]; `add` is given the sum so far, or makes the first one.
+fn collect_with<T: Real>(
+    parameter: &Tensor,
+    add: impl FnOnce(Option<&mut [T]>) -> Option<Vec<T>>,
+) -> candle_core::Result<()> {
     if !parameter.track_op() {
         return Ok(());
     }
-    let held = SUMS.with_borrow_mut(|sums| sums.as_mut().map(|sums| sums.remove(&parameter.id())));
+    let held = SUMS.with_borrow(|sums| sums.as_ref().map(|sums| sums.get(&parameter.id()).cloned()));
     let held = held.ok_or_else(|| {
         Error::argument(
             "backward",
             "this graph holds fused blocks: call occlude_kernels::backward, not Tensor::backward",
         )
     })?;
-    let values = add(held.map(|sum| T::cpu_storage_data(sum.values)).transpose()?);
-    let sum = Sum { values: cpu::storage(values), shape: parameter.shape().clone() };
+    if let Some(sum) = held {
+        return Ok(writing(&sum, |sum| {
+            add(Some(sum));
+            Ok(())
+        })?);
+    }
+    let Some(first) = add(None) else { return Ok(()) };
+    let sum = cpu::tensor(first, parameter.shape())?;
     SUMS.with_borrow_mut(|sums| sums.as_mut().map(|sums| sums.insert(parameter.id(), sum)));
     Ok(())
 }
@@ -215,10 +238,10 @@ pub(crate) fn collect_linear<T: Real>(
     let rows = gradient.len().checked_div(out).unwrap_or(0);
     let (left, right) = (Matrix::new(gradient, rows, out).t(), Matrix::new(input, rows, inner));
     collect_with(weight, |held| match held {
-        None => cpu::product(left, right),
-        Some(mut sum) => {
-            cpu::add_product(&mut sum, left, right, None);
-            sum
+        None => Some(cpu::product(left, right)),
+        Some(sum) => {
+            cpu::add_product(sum, left, right, None);
+            None
         }
     })?;
     match bias {
@@ -275,6 +298,30 @@ mod tests {
             assert_eq!(mixed.get(&v).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 36.0);
             assert!(parts.add_linear(&w, None, &dy, &dy).unwrap_err().to_string().contains("input"));
         }
+    }
+
+    #[test]
+    fn one_pass_after_the_other_gives_the_gradient_of_the_sum() {
+        let sample = |seed, shape: (usize, usize)| crate::check::sample(seed, shape).unwrap();
+        let w = Var::from_tensor(&sample(1, (5, 9))).unwrap();
+        let b = Var::zeros(5, DType::F64, &Device::Cpu).unwrap();
+        // An operator that adds to its bias itself, and candle's product, whose gradients come from the graph.
+        let loss = |seed| {
+            let y = crate::linear_with(&sample(seed, (7, 9)), &w, Some(&b), &Default::default()).unwrap();
+            (y * sample(seed + 1, (7, 5))).unwrap().sum_all().unwrap()
+        };
+        let whole = backward(&(loss(2) + loss(4)).unwrap()).unwrap();
+        let mut parts = backward(&loss(2)).unwrap();
+        let first = parts.get(&b).unwrap().copy().unwrap();
+        parts.add(&loss(4)).unwrap();
+        for variable in [&w, &b] {
+            let (got, expected) = (parts.get(variable).unwrap(), whole.get(variable).unwrap());
+            crate::check::same("parts", got, expected, 1e-12).unwrap();
+        }
+        assert!(parts.add(&sample(1, (2, 2))).is_err());
+        assert!(parts.take(&b).is_some() && parts.take(&b).is_none(), "taken once");
+        parts.add(&loss(2)).unwrap();
+        crate::check::same("after it was taken", parts.get(&b).unwrap(), &first, 1e-12).unwrap();
     }
 
     #[test]

@@ -50,6 +50,7 @@ mod pixel_loss;
 mod position;
 mod precision;
 pub mod reference;
+mod relu;
 mod rows;
 mod simd;
 mod sinkhorn;
@@ -58,7 +59,7 @@ pub mod threads;
 pub mod tiles;
 mod visibility;
 
-pub use adamw::{AdamWStep, adamw_step, global_norm};
+pub use adamw::{AdamWStep, adamw_step, global_norm, move_average};
 pub use attention::attention;
 pub use batch_norm::{BatchNorm, batch_norm, batch_norm_with};
 pub use block::{
@@ -79,9 +80,10 @@ pub use params::{Factors, Init, Param, ParamStore, Role, Scope, StateDict, assig
 pub use pixel_loss::pixel_loss;
 pub use position::{Angles, frequency_table, position_encode};
 pub use precision::{Precision, PrecisionScope};
+pub use relu::relu;
 pub use rows::{gather_rows, scatter_add_rows, scatter_rows};
 pub use sinkhorn::sinkhorn;
-pub use softmax::softmax;
+pub use softmax::{Softened, soften, softmax};
 pub use visibility::{RankRule, Visibility};
 
 /// The README's example runs with the tests.

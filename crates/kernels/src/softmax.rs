@@ -1,9 +1,9 @@
 //! Softmax over the last axis.
 
-use crate::cpu::{self, Values, by_dtype};
+use crate::cpu::{self, SharedRows, Values, by_dtype};
 use crate::simd::{dot, largest, sum_of, vectorised};
-use crate::{Result, input, reference};
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use crate::{Error, Result, input, reference};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Shape, Tensor};
 
 /// `exp(x) / sum(exp(x))` over the last axis, shifted by the row's maximum. x: [.., k]; f32 or f64.
 /// A row that holds a NaN is all NaN.
@@ -18,6 +18,91 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
     }
     Ok(x.contiguous()?.apply_op1(Softmax { k })?)
 }
+
+/// What [`soften`] makes of scores. No graph.
+#[derive(Clone, Debug)]
+pub struct Softened {
+    /// The softmax of each row.  [.., k]
+    pub probabilities: Tensor,
+    /// Entropy of each row of it, `-sum_k p_k ln p_k`; rows in row-major order.
+    pub entropies: Vec<f64>,
+    /// By how much the largest score of each row passes the mean one.
+    pub leads: Vec<f64>,
+}
+
+/// [`softmax`] with what else one pass over the scores tells of each row. The entropy comes from the scores,
+/// `ln sum_k exp(x_k) - sum_k p_k x_k`, so no logarithm of a probability is taken. x: [.., k]; f32 or f64.
+///
+/// # Errors
+/// A scalar, no classes, or a dtype that is not f32 or f64.
+pub fn soften(x: &Tensor) -> Result<Softened> {
+    let op = "soften";
+    input::float(op, x)?;
+    let (rows, k) = input::rows(op, x)?;
+    if k == 0 {
+        return Err(Error::shape(op, "at least one class", x.dims()));
+    }
+    let x = x.detach();
+    if !cpu::on_cpu(&x) {
+        return composed(&x);
+    }
+    let x = x.contiguous()?;
+    by_dtype!(op, x.dtype(), T => {
+        let values = Values::<T>::of(&x)?;
+        let (values, group): (&[T], usize) = (&values, cpu::rows_of(k));
+        let mut stats = vec![0.0; rows * 2];
+        let shared = SharedRows::new(&mut stats);
+        let y = cpu::fill_chunks(values.len(), group * k, WORK * values.len(), |i, y: &mut [T]| {
+            // SAFETY: no two calls get the same index, and each has as many rows here as there.
+            #[allow(unsafe_code)]
+            let stats = unsafe { shared.chunk(i, group * 2) };
+            let x = &values[i * group * k..][..y.len()];
+            forward(x, k, y);
+            describe(x, y, k, stats);
+        });
+        let of = |at: usize| stats.iter().skip(at).step_by(2).copied().collect();
+        Ok(Softened { probabilities: cpu::tensor(y, x.shape())?, entropies: of(0), leads: of(1) })
+    })
+}
+
+/// [`soften`] by candle's operators.
+fn composed(x: &Tensor) -> Result<Softened> {
+    let values = |t: &Tensor| -> Result<Vec<f64>> { Ok(t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?) };
+    let probabilities = reference::softmax(x)?;
+    let held = probabilities.gt(0.0)?;
+    let terms = held.where_cond(&(&probabilities * probabilities.log()?)?, &probabilities.zeros_like()?)?;
+    let leads = values(&(x.max(D::Minus1)? - x.mean(D::Minus1)?)?)?;
+    Ok(Softened { entropies: values(&terms.sum(D::Minus1)?.neg()?)?, leads, probabilities })
+}
+
+vectorised! {
+    /// Entropy and lead of each row of scores `x` with softmax `y`.
+    fn describe / describe_at<T, ISA>(x: &[T], y: &[T], k: usize, stats: &mut [f64]) {
+        for ((x, y), stats) in x.chunks_exact(k).zip(y.chunks_exact(k)).zip(stats.chunks_exact_mut(2)) {
+            let shift = largest(x);
+            // The largest probability is one over the sum of exponentials.
+            let log_sum = -largest(y).wide().ln();
+            let mut below = 0.0;
+            for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
+                let mut lanes = [T::zero(); LANES];
+                for (x, y) in x.chunks(LANES).zip(y.chunks(LANES)) {
+                    for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+                        // What underflowed adds nothing, however far below it lies; NaN stays.
+                        let term = *y * (shift - *x);
+                        *lane += if *y == T::zero() { T::zero() } else { term };
+                    }
+                }
+                below += sum_of(&lanes).wide();
+            }
+            stats[0] = log_sum + below;
+            stats[1] = shift.wide() - sum_of(x).wide() / k as f64;
+        }
+    }
+}
+
+/// Elements whose terms are added in the element type; blocks are added in f64.
+const BLOCK: usize = 256;
+const LANES: usize = 16;
 
 struct Softmax {
     k: usize,
@@ -84,7 +169,7 @@ impl CustomOp1 for Softmax {
 
 #[cfg(test)]
 mod tests {
-    use super::softmax;
+    use super::{composed, soften, softmax};
     use crate::check::{check_large, check_op, output_and_gradients, same_for_any_threads, sample};
     use crate::levels::{same_on_all, values};
     use crate::{Error, reference};
@@ -110,6 +195,32 @@ mod tests {
         for dtype in [DType::F32, DType::F64] {
             same_for_any_threads(|| output_and_gradients(std::slice::from_ref(&x), dtype, |v| softmax(&v[0]))).unwrap();
         }
+    }
+
+    #[test]
+    fn softened_rows_have_their_entropy_and_their_lead() {
+        let close = |a: &[f64], b: &[f64], within: f64| {
+            assert_eq!(a.len(), b.len());
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < within), "{a:?} {b:?}");
+        };
+        for (shape, scale) in [(&[3, 1][..], 1.0), (&[2, 3, 9], 4.0), (&[5, 300], 30.0), (&[70, 4099], 10.0)] {
+            for (dtype, within) in [(DType::F32, 3e-5), (DType::F64, 1e-12)] {
+                let x = (sample(1, shape).unwrap() * scale).unwrap().to_dtype(dtype).unwrap();
+                let (got, expected) = (soften(&x).unwrap(), composed(&x.to_dtype(DType::F64).unwrap()).unwrap());
+                close(&got.entropies, &expected.entropies, within);
+                close(&got.leads, &expected.leads, within);
+                let bits =
+                    |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+                assert_eq!(bits(&got.probabilities), bits(&softmax(&x).unwrap()));
+            }
+        }
+        let x = Tensor::new(&[[0.0_f32, f32::NEG_INFINITY, 0.0], [f32::NAN, 0.0, 1.0]], &Device::Cpu).unwrap();
+        let got = soften(&x).unwrap();
+        assert!((got.entropies[0] - 2.0_f64.ln()).abs() < 1e-7);
+        assert!(got.entropies[1].is_nan() && got.leads[1].is_nan());
+        let nothing = |shape| soften(&Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap());
+        assert!(nothing((0, 3)).unwrap().entropies.is_empty());
+        assert!(nothing((3, 0)).is_err());
     }
 
     #[test]

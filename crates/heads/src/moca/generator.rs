@@ -3,7 +3,7 @@
 use super::GeneratorSettings;
 use candle_core::{DType, Tensor};
 use occlude_kernels::{
-    Affine, BatchNorm, Error, Factors, Init, Result, Scope, assign, batch_norm, l2_normalize, linear,
+    Affine, BatchNorm, Error, Factors, Init, Result, Scope, assign, batch_norm, l2_normalize, linear, relu,
 };
 use occlude_vit::{linear_map, linear_weight};
 
@@ -134,10 +134,4 @@ impl NormOverWords {
         }
         assign(&self.batches, &(&self.batches + 1.0)?)
     }
-}
-
-/// `max(x, 0)`, by a product: candle's own turns NaN into 0.
-fn relu(x: &Tensor) -> Result<Tensor> {
-    let above = x.detach().gt(0.0)?.to_dtype(x.dtype())?;
-    Ok((x * above)?)
 }

@@ -30,7 +30,7 @@ pub use targets::Goal;
 
 use crate::{Method, StepContext, StepOutput, ViewBatch, Weights, stores};
 use candle_core::{DType, Device, Tensor};
-use occlude_kernels::{Error, Gradients, Param, ParamStore, Result, Role, StateDict, assign, backward};
+use occlude_kernels::{Error, Gradients, Param, ParamStore, Result, Role, StateDict, assign, move_average};
 use occlude_masking::Round;
 use occlude_optim::{ParamGroup, Schedule};
 use occlude_random::Streams;
@@ -109,21 +109,24 @@ impl Moca {
     /// Views, rounds or a choice that do not fit.
     pub fn step_with(&mut self, views: [&Tensor; 2], rounds: &[Round], choice: Option<&Choice>) -> Result<StepOutput> {
         // Teacher: whole views, no gradient. Targets come from the words as they are before the step's update.
-        let tokens = [self.tokens(views[0])?, self.tokens(views[1])?]; // [batch, patches, dim]
+        let images = Tensor::cat(&views, 0)?; // [2 * batch, 3, side, side]
+        let tokens = self.tokens(&images)?; // [2 * batch, patches, dim]
         let target = self.settings.local.as_ref().map(|local| local.target);
         let goal = Goal::new(&self.codebook, &tokens, target)?; // [2 * batch, words], [2 * batch * patches, words]
         let words = choice.map(|choice| self.new_words(choice, &tokens)).transpose()?;
-        // Student: prototypes once a step, the visible part of both views once a round; one graph at a time.
+        // Student: prototypes once a step, the visible part of both views once a round; one graph at a time. The generators
+        // are gone through backward once, with what all rounds handed to their prototypes.
         let prototypes = self.student.prototypes(&self.codebook.words()?)?; // [words, dim], [words, decoder dim]
-        let images = Tensor::cat(&views, 0)?; // [2 * batch, 3, side, side]
+        let leaves = prototypes.leaves()?;
         let (mut losses, mut gradients) = ([0.0; 2], Gradients::default());
         for round in rounds {
             let said = self.student.say(&images, round)?; // [2 * batch, dim], [2 * batch * decode, decoder dim]
-            let of = self.student.losses(&said, (&images, round), &goal, &prototypes)?;
-            gradients.merge(backward(&self.weighted(&of, rounds.len())?)?)?;
+            let of = self.student.losses(&said, (&images, round), &goal, &leaves)?;
+            gradients.add(&self.weighted(&of, rounds.len())?)?;
             losses[0] += number(&of.image)?;
             losses[1] += of.local.as_ref().map_or(Ok(0.0), number)?;
         }
+        prototypes.backward(&leaves, &mut gradients)?;
         let output = self.output(losses.map(|sum| VIEWS * sum / rounds.len() as f64), gradients, &goal)?;
         self.seen.distances.extend(goal.distances);
         self.seen.statistics.push(prototypes.statistics());
@@ -162,15 +165,18 @@ impl Moca {
         &self.codebook
     }
 
-    /// The teacher's patches of a whole view.  [batch, 3, side, side] -> [batch, patches, dim]
-    fn tokens(&self, view: &Tensor) -> Result<Tensor> {
-        self.teacher.forward(view, None, &[], &mut DropPath::off())?.patches()
+    /// The teacher's patches of whole images.  [rows, 3, side, side] -> [rows, patches, dim]
+    fn tokens(&self, images: &Tensor) -> Result<Tensor> {
+        self.teacher.forward(images, None, &[], &mut DropPath::off())?.patches()
     }
 
-    fn new_words(&self, choice: &Choice, tokens: &[Tensor; 2]) -> Result<Tensor> {
-        let view = tokens.get(choice.view);
-        let view = view.ok_or_else(|| Error::argument("moca", format!("words of view {} of two", choice.view)))?;
-        self.codebook.new_words(choice, view)
+    /// The new words among the tokens of both views.  tokens: [2 * batch, patches, dim]
+    fn new_words(&self, choice: &Choice, tokens: &Tensor) -> Result<Tensor> {
+        if choice.view > 1 {
+            return Err(Error::argument("moca", format!("words of view {} of two", choice.view)));
+        }
+        let batch = tokens.dim(0)? / 2;
+        self.codebook.new_words(choice, &tokens.narrow(0, choice.view * batch, batch)?)
     }
 
     /// What a round adds to the loss.
@@ -189,7 +195,7 @@ impl Moca {
         let metrics = vec![
             ("similarity_distance", 0.5 * (goal.distances[0] + goal.distances[1])),
             ("inverse_temperature", self.codebook.inverse_temperature()?),
-            ("target_entropy", goal.entropy),
+            ("target_entropy", goal.entropy(None)),
         ];
         Ok(StepOutput { losses, metrics, gradients })
     }
@@ -216,10 +222,7 @@ impl Method for Moca {
         if momentum >= 1.0 {
             return Ok(());
         }
-        self.averages().try_for_each(|(average, param)| {
-            let moved = ((&average.tensor * momentum)? + (param.tensor.detach() * (1.0 - momentum))?)?;
-            assign(&average.tensor, &moved)
-        })
+        self.averages().try_for_each(|(average, param)| move_average(&average.tensor, &param.tensor, momentum))
     }
 
     fn step(&mut self, batch: &ViewBatch, ctx: &StepContext<'_>) -> Result<StepOutput> {

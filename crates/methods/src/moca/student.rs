@@ -3,10 +3,10 @@
 use super::config::{LocalSettings, MocaSettings};
 use super::targets::Goal;
 use super::{GlobalToken, LocTarget};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, Var};
 use occlude_heads::{Decoder, DecoderInput, DecoderSettings, Generated, Generator, TargetHead, WordStatistics};
-use occlude_kernels::{Error, Result, Scope, gather_rows, pixel_loss};
-use occlude_losses::{cosine_distance, kl_divergence};
+use occlude_kernels::{Error, Gradients, Result, Scope, gather_rows, pixel_loss};
+use occlude_losses::{cosine_distance, soft_cross_entropy};
 use occlude_masking::Round;
 use occlude_vit::{DropPath, PlainVit, patch_rows, patches_of};
 
@@ -56,6 +56,26 @@ pub(super) struct Statistics {
 }
 
 impl Prototypes {
+    /// The same prototypes as variables of their own: the graph of the generators ends here.
+    pub(super) fn leaves(&self) -> Result<Self> {
+        let leaf = |of: &Generated| -> Result<Generated> {
+            let prototypes = Var::from_tensor(&of.prototypes.detach())?.into_inner();
+            Ok(Generated { prototypes, statistics: of.statistics.clone() })
+        };
+        Ok(Self { image: leaf(&self.image)?, local: self.local.as_ref().map(leaf).transpose()? })
+    }
+
+    /// Takes what the losses of all rounds handed to the `leaves`, and adds what it makes of the generators' parameters.
+    pub(super) fn backward(&self, leaves: &Self, gradients: &mut Gradients) -> Result<()> {
+        let pairs = [(Some(&self.image), Some(&leaves.image)), (self.local.as_ref(), leaves.local.as_ref())];
+        for (made, leaf) in pairs.into_iter().filter_map(|(made, leaf)| made.zip(leaf)) {
+            if let Some(gradient) = gradients.take(&leaf.prototypes) {
+                gradients.add(&(&made.prototypes * gradient)?.sum_all()?)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn statistics(&self) -> Statistics {
         let local = self.local.as_ref().map(|local| local.statistics.clone());
         Statistics { image: self.image.statistics.clone(), local }
@@ -150,12 +170,12 @@ impl Student {
         prototypes: &Prototypes,
     ) -> Result<RoundLosses> {
         let scores = self.generator.logits(&said.global, &prototypes.image.prototypes)?; // [rows, words]
-        let image = kl_divergence(&scores, &goal.images, 1.0)?;
+        let image = (soft_cross_entropy(&scores, &goal.images, 1.0)? - goal.image_entropy)?;
         let Some(local) = &self.local else { return Ok(RoundLosses { image, local: None }) };
         let truth = local.truth((images, round), goal, self.encoder.settings().patch())?;
         let mut sum: Option<Tensor> = None;
         for (speaker, said) in local.speakers.iter().zip(&said.patches) {
-            let loss = local.loss(speaker, said, round, &truth, prototypes)?;
+            let loss = local.loss(speaker, said, (round, goal), &truth, prototypes)?;
             sum = Some(sum.map_or_else(|| Ok(loss.clone()), |sum| sum + &loss)?);
         }
         Ok(RoundLosses { image, local: sum })
@@ -201,13 +221,15 @@ impl Local {
         &self,
         speaker: &Speaker,
         said: &Tensor,
-        round: &Round,
+        (round, goal): (&Round, &Goal),
         truth: &Tensor,
         prototypes: &Prototypes,
     ) -> Result<Tensor> {
         match (self.target, &speaker.head, &self.generator, &prototypes.local) {
             (LocTarget::Assign, None, Some(generator), Some(made)) => {
-                kl_divergence(&generator.logits(said, &made.prototypes)?, truth, 1.0)
+                let scores = generator.logits(said, &made.prototypes)?; // [rows * decode, words]
+                // The divergence: the entropies of the targets are known.
+                Ok((soft_cross_entropy(&scores, truth, 1.0)? - goal.entropy(Some(&round.decoded())))?)
             }
             (LocTarget::Pixels, Some(head), ..) => {
                 let guess = head.forward(&gather_rows(said, &hidden_rows(round))?)?;

@@ -8,8 +8,10 @@ pub use config::{CodebookConfig, CodebookSettings, CodebookUpdate};
 
 use candle_core::{D, DType, Tensor};
 use occlude_kernels::{
-    Error, Init, Measure, Result, Scope, assign, gather_rows, l2_normalize, linear, nearest, scatter_rows, softmax,
+    Error, Init, Measure, Result, Scope, Softened, assign, gather_rows, l2_normalize, linear, nearest, scatter_rows,
+    soften,
 };
+use std::ops::Range;
 
 /// The smallest norm that a token, a word or an assignment is divided by.
 const NORM_FLOOR: f64 = 1e-5;
@@ -31,14 +33,29 @@ pub struct OnlineCodebook {
     settings: CodebookSettings,
 }
 
-/// Soft assignments of the tokens of one view. No gradient.
+/// Soft assignments of tokens, of one view or of several. No gradient.
 #[derive(Clone, Debug)]
 pub struct Assignments {
     /// Every patch as a distribution over words.  [batch, patches, words]
     pub targets: Tensor,
-    /// Mean similarity distance of the batch: by how much the largest cosine of a patch passes its mean cosine. The mean
-    /// of it over all processes is what [`OnlineCodebook::observe`] is told.
-    pub distance: f64,
+    /// Entropy of each of them, image after image.
+    pub entropies: Vec<f64>,
+    /// By how much the largest cosine of each patch passes its mean cosine.
+    leads: Vec<f64>,
+}
+
+impl Assignments {
+    /// Mean similarity distance of the images `images`, those of one view. The mean of it over all processes is what
+    /// [`OnlineCodebook::observe`] is told.
+    ///
+    /// # Panics
+    /// Images beyond the batch.
+    #[must_use]
+    pub fn distance(&self, images: Range<usize>) -> f64 {
+        let patches = self.targets.dims()[1];
+        let leads = &self.leads[images.start * patches..images.end * patches];
+        (leads.iter().sum::<f64>() / leads.len() as f64).abs()
+    }
 }
 
 impl OnlineCodebook {
@@ -108,7 +125,7 @@ impl OnlineCodebook {
         Ok(self.settings.inverse_temperature / number(&self.frozen)?)
     }
 
-    /// Assigns the patch tokens of one view: `softmax(beta * cosine)`. Nothing is changed. Words count as they are stored,
+    /// Assigns patch tokens: `softmax(beta * cosine)`. Nothing is changed. Words count as they are stored,
     /// tokens by their direction.  tokens: [batch, patches, dim], no class token; any float dtype
     ///
     /// Source: MOCA, teacher: soft assignments; the temperature is that of the public code.
@@ -117,11 +134,11 @@ impl OnlineCodebook {
     /// No tokens, other patches or another width.
     pub fn assign(&self, tokens: &Tensor) -> Result<Assignments> {
         let tokens = l2_normalize(&self.checked(tokens)?, NORM_FLOOR)?;
-        let cosines = linear(&tokens, &self.words, None)?; // [batch, patches, words]
-        let above = (cosines.max(D::Minus1)? - cosines.mean(D::Minus1)?)?; // [batch, patches]
-        let distance = above.to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>()?.abs();
-        let targets = softmax(&(cosines * self.inverse_temperature()?)?)?;
-        Ok(Assignments { targets, distance })
+        let beta = self.inverse_temperature()?;
+        // Tokens are fewer numbers than scores.
+        let scores = linear(&(tokens * beta)?, &self.words, None)?; // [batch, patches, words]
+        let Softened { probabilities, entropies, leads } = soften(&scores)?;
+        Ok(Assignments { targets: probabilities, entropies, leads: leads.iter().map(|lead| lead / beta).collect() })
     }
 
     /// Target of whole images: the mean assignment inside the border, made to sum to one again.

@@ -85,7 +85,10 @@ fn assignments_are_those_of_the_formula() {
         let target = rows(&got.targets.get(image).unwrap())[patch].clone();
         assert!(target.iter().zip(&cosines).all(|(q, c)| (q - (20.0 * c).exp() / total).abs() < 1e-12));
     }
-    assert!((got.distance - distance / 36.0).abs() < 1e-12);
+    assert!((got.distance(0..3) - distance / 36.0).abs() < 1e-12);
+    let parts = got.distance(0..1) + 2.0 * got.distance(1..3);
+    assert!((parts - distance / 12.0).abs() < 1e-12);
+    assert_eq!(got.entropies.len(), 36);
     assert!(!got.targets.track_op());
 }
 
@@ -191,7 +194,7 @@ fn a_nan_reaches_target_and_distance() {
     let (_, codebook) = random_tokens();
     let bad = (tokens() * f64::NAN).unwrap();
     let got = codebook.assign(&bad).unwrap();
-    assert!(got.distance.is_nan());
+    assert!(got.distance(0..3).is_nan());
     let image = rows(&codebook.image_targets(&got.targets).unwrap());
     assert!(image.concat().iter().all(|v| v.is_nan()));
 }
@@ -227,7 +230,7 @@ fn any_number_of_threads_gives_equal_bits() {
         let mut codebook = OnlineCodebook::new(&mut store.root(), &settings, 33)?;
         let got = codebook.assign(&tokens)?;
         let image = codebook.image_targets(&got.targets)?;
-        codebook.observe(got.distance)?;
+        codebook.observe(got.distance(0..8))?;
         let choice = settings.draw(8, &mut Streams::new(1).stream("words", 0, 0));
         let new = codebook.new_words(&choice, &tokens)?;
         codebook.push(&new)?;

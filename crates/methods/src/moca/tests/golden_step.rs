@@ -31,8 +31,8 @@ pub(super) fn close(record: &Tensors, name: &str, got: &Tensor, bound: f64) {
 }
 
 /// Targets of both views, and the tokens they come from.
-fn goal(moca: &Moca, inputs: &Tensors) -> ([Tensor; 2], Goal) {
-    let tokens = views(inputs).map(|view| moca.tokens(view).unwrap());
+fn goal(moca: &Moca, inputs: &Tensors) -> (Tensor, Goal) {
+    let tokens = moca.tokens(&Tensor::cat(&views(inputs), 0).unwrap()).unwrap();
     let target = moca.settings.local.as_ref().map(|local| local.target);
     let goal = Goal::new(&moca.codebook, &tokens, target).unwrap();
     (tokens, goal)
@@ -45,7 +45,8 @@ pub(super) fn check_targets(moca: &Moca, inputs: &Tensors, record: &Tensors) {
         close(record, name, &seen.tokens, ACTIVATIONS);
     }
     let (tokens, goal) = goal(moca, inputs);
-    let (batch, patches, _) = tokens[0].dims3().unwrap();
+    let (rows, patches, _) = tokens.dims3().unwrap();
+    let batch = rows / 2;
     for (view, other) in [(0, 1), (1, 0)] {
         let of = |name: &str| format!("{name}{}", view + 1);
         let codes = goal.patches.narrow(0, view * batch * patches, batch * patches).unwrap();
