@@ -39,6 +39,9 @@ pub struct SourceConfig {
     /// Key of what is drawn here: the held-out share, the limits, the synthetic images. Apart from the seed of the run,
     /// so that runs of several seeds are judged on the same images.
     pub seed: u64,
+    /// Use only the first so many training images of each class, in the order of the files; before `train_limit`. For sets
+    /// with classes. Source: MOCA, loader of the public code (`subset`).
+    pub train_per_class: Option<usize>,
     /// Use only this many training images, drawn at random; of `synthetic` this many are made.
     pub train_limit: Option<usize>,
     /// Use only this many test images, likewise.
@@ -56,6 +59,7 @@ impl Default for SourceConfig {
             test: None,
             holdout: 0.1,
             seed: 0,
+            train_per_class: None,
             train_limit: None,
             test_limit: None,
             cache_mb: 1024,
@@ -82,8 +86,17 @@ impl SourceConfig {
         // Of stored images samples are counted in 32 bits; synthetic ones are as many as this says.
         let most = if synthetic { 10_000_000 } else { u32::MAX as usize };
         let allowed = format!("must be between 1 and {most}");
-        for (field, limit) in [("train_limit", self.train_limit), ("test_limit", self.test_limit)] {
+        let limits = [
+            ("train_per_class", self.train_per_class),
+            ("train_limit", self.train_limit),
+            ("test_limit", self.test_limit),
+        ];
+        for (field, limit) in limits {
             require(field, limit.unwrap_or(1), &allowed, |limit| (1..=most).contains(limit))?;
+        }
+        if let Some(each) = self.train_per_class {
+            let drawn = "must be absent: the synthetic set is drawn, see `train_limit`";
+            require("train_per_class", each, drawn, |_| !synthetic)?;
         }
         Synthetic::new(0, Split::Train, 1)
             .with_side(self.synthetic_side)
@@ -132,7 +145,7 @@ pub fn open(source: &Source, split: Split) -> Result<Arc<dyn Dataset>> {
         Split::Train => train,
         Split::Test => test.ok_or_else(|| Error::NoTestSplit { path: PathBuf::from(source.path()) })?,
     };
-    Ok(finished(source, split, chosen))
+    finished(source, split, chosen)
 }
 
 /// Opens both splits, looking through the files once; no test split where nothing is held out.
@@ -141,16 +154,21 @@ pub fn open(source: &Source, split: Split) -> Result<Arc<dyn Dataset>> {
 /// As [`open`], but for a missing test split.
 pub fn open_both(source: &Source) -> Result<Both> {
     let (train, test) = both(source)?;
-    Ok((finished(source, Split::Train, train), test.map(|test| finished(source, Split::Test, test))))
+    let test = test.map(|test| finished(source, Split::Test, test)).transpose()?;
+    Ok((finished(source, Split::Train, train)?, test))
 }
 
 /// A split within its limit and behind its cache.
-fn finished(source: &Source, split: Split, whole: Arc<dyn Dataset>) -> Arc<dyn Dataset> {
-    let limited = if source.is_synthetic() { whole } else { limit(source, split, whole) };
+fn finished(source: &Source, split: Split, whole: Arc<dyn Dataset>) -> Result<Arc<dyn Dataset>> {
+    let limited = match (source.is_synthetic(), split) {
+        (true, _) => whole,
+        (false, Split::Test) => limit(source, split, whole),
+        (false, Split::Train) => limit(source, split, first_of_classes(source, whole)?),
+    };
     let what = if split == Split::Train { "train" } else { "test" };
     tracing::info!("{}: {} {what} images, {} classes", source.path(), limited.len(), limited.classes().len());
     let budget = source.config.cache_mb.saturating_mul(1 << 20);
-    if budget > 0 { Arc::new(Cached::new(limited, budget)) } else { limited }
+    Ok(if budget > 0 { Arc::new(Cached::new(limited, budget)) } else { limited })
 }
 
 fn both(source: &Source) -> Result<Both> {
@@ -207,6 +225,25 @@ fn held_out(source: &Source, all: Arc<dyn Dataset>) -> Result<Both> {
         Arc::new(Part::new(Arc::clone(&all), Some(kept), classes.clone()))
     };
     Ok((part(train), (!test.is_empty()).then(|| part(test))))
+}
+
+/// The first images of each class, if so many are asked for.
+fn first_of_classes(source: &Source, all: Arc<dyn Dataset>) -> Result<Arc<dyn Dataset>> {
+    let Some(each) = source.config.train_per_class else { return Ok(all) };
+    let classes = all.classes().to_vec();
+    if classes.is_empty() {
+        let reason = "`train_per_class` chooses by class, and these images have none".to_owned();
+        return Err(Error::Unrecognised { path: source.path().into(), reason });
+    }
+    let mut taken = vec![0; classes.len()];
+    let kept = (0..indexable(source, all.len())?).filter(|&index| {
+        let Some(class) = all.label(index as usize) else { return false };
+        let taken = &mut taken[class as usize];
+        *taken += 1;
+        *taken <= each
+    });
+    let kept = kept.collect();
+    Ok(Arc::new(Part::new(all, Some(kept), classes)))
 }
 
 /// Some images of a larger set: streams `limit/train` and `limit/test`.

@@ -5,7 +5,8 @@ mod common;
 
 use common::{Counting, png, write};
 use occlude_data::{
-    Augment, Batch, CropConfig, Dataset, Draws, Error, Image, Loader, LoaderConfig, Result, Split, open,
+    Augment, Batch, CropConfig, Dataset, Draws, Error, Image, Loader, LoaderConfig, NamedViews, Result, Split,
+    ViewsConfig, open,
 };
 use occlude_random::Streams;
 use std::collections::HashSet;
@@ -46,6 +47,25 @@ fn batches_depend_on_seed_and_step_alone() {
         assert_eq!(batches(&dataset, &config(count), 3, 9..20), straight[9..], "{count} workers, from step 9");
     }
     assert_ne!(batches(&dataset, &config(0), 4, 0..1), straight[..1]);
+}
+
+#[test]
+fn two_views_come_from_one_image_and_from_any_step() {
+    let dataset = Counting::with_broken(23, |index| index == 5);
+    let views = ViewsConfig::Named(NamedViews::Moca);
+    let crop = CropConfig { size: 6, scale: [0.2, 1.0], ..CropConfig::default() }.check().unwrap();
+    let views: Arc<dyn Augment> = Arc::new(views.check(Arc::new(crop)).unwrap());
+    let batches = |count, steps: std::ops::Range<u64>| -> Vec<Batch> {
+        let config = LoaderConfig { max_corrupt_share: 0.2, ..workers(count) }.check(7).unwrap();
+        let mut loader = Loader::start(dataset.clone(), views.clone(), config, Streams::new(3), steps.start).unwrap();
+        steps.map(|_| loader.next().unwrap()).collect()
+    };
+    let straight = batches(0, 0..12);
+    assert!(straight.iter().all(|batch| batch.views.len() == 2 && batch.views[0] != batch.views[1]));
+    for count in [1, 3] {
+        assert_eq!(batches(count, 0..12), straight, "{count} workers");
+        assert_eq!(batches(count, 7..12), straight[7..], "{count} workers, from step 7");
+    }
 }
 
 #[test]

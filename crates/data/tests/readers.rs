@@ -114,6 +114,29 @@ fn limits_take_a_drawn_part() {
 }
 
 #[test]
+fn the_first_images_of_each_class_are_the_training_set() {
+    let root = tempdir().unwrap();
+    for name in ["train/ant/3.png", "train/ant/1.png", "train/ant/2.png", "train/bee/1.png", "val/bee/1.png"] {
+        write(root.path(), name, &png(2, 2, [0; 3]));
+    }
+    let opened = |each, limit, split| {
+        let config = SourceConfig { train_per_class: Some(each), train_limit: limit, ..config(root.path()) };
+        open(&config.check().unwrap(), split).unwrap()
+    };
+    let names = |each, limit, split| names_below(&*opened(each, limit, split), root.path());
+    assert_eq!(names(2, None, Split::Train), ["train/ant/1.png", "train/ant/2.png", "train/bee/1.png"]);
+    assert_eq!(names(1, None, Split::Train), ["train/ant/1.png", "train/bee/1.png"]);
+    assert_eq!(class_names(&*opened(1, None, Split::Train)), ["ant", "bee"]);
+    assert_eq!((names(9, None, Split::Train).len(), names(2, Some(1), Split::Train).len()), (4, 1));
+    assert_eq!(names(1, None, Split::Test).len(), 1);
+    let plain = tempdir().unwrap();
+    (0..4).for_each(|index| write(plain.path(), &format!("{index}.png"), &png(2, 2, [0; 3])));
+    let config = SourceConfig { train_per_class: Some(1), ..config(plain.path()) };
+    let refused = open(&config.check().unwrap(), Split::Train).err().unwrap().to_string();
+    assert!(refused.contains("train_per_class"), "{refused}");
+}
+
+#[test]
 fn both_splits_are_the_ones_that_are_opened_alone() {
     let root = tempdir().unwrap();
     classes_folder(root.path());
@@ -393,6 +416,8 @@ fn settings_out_of_range_are_named() {
     assert_eq!(refused(SourceConfig { holdout: 1.0, ..plain() }), "holdout");
     assert_eq!(refused(SourceConfig { holdout: f64::NAN, ..plain() }), "holdout");
     assert_eq!(refused(SourceConfig { train_limit: Some(0), ..plain() }), "train_limit");
+    assert_eq!(refused(SourceConfig { train_per_class: Some(0), path: "x".into(), ..plain() }), "train_per_class");
+    assert_eq!(refused(SourceConfig { train_per_class: Some(5), ..plain() }), "train_per_class");
     assert_eq!(refused(SourceConfig { test_limit: Some(usize::MAX), ..plain() }), "test_limit");
     assert_eq!(refused(SourceConfig { test: Some("photos".into()), ..plain() }), "test");
     assert_eq!(refused(SourceConfig { synthetic_side: 33, ..plain() }), "synthetic_side");
