@@ -11,7 +11,7 @@ It reads a line and answers by one line of JSON. The first line comes unasked, w
 A request that fails is answered by {"error": ".."}.
 
 Each program has a class: Step(folder, precision) with `train()`, which makes a step and gives its losses by name,
-`losses()`, and `trained_numbers()`, how many numbers are trained.
+`losses()`, and `trained_numbers()`, how many numbers are trained; `version` is said instead of PyTorch's if it is there.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def serve(make):
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     step = make(arguments.folder, arguments.precision)
-    version = f"PyTorch {torch.__version__}"
+    version = getattr(step, "version", f"PyTorch {torch.__version__}")
     say({"ready": True, "parameters": step.trained_numbers(), "start_mib": start, "version": version})
     for line in sys.stdin:
         try:

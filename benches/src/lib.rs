@@ -1,5 +1,6 @@
 //! Whole-step benchmarks: what a training step costs in time and memory at a size that is stated with the figure, alone
-//! or beside a PyTorch program of ours (`benches/peer`) that does the very same step.
+//! or beside a PyTorch program of ours (`benches/peer`) that does the very same step. Also how fast views of images are made
+//! ([`ViewsBench`]).
 //!
 //! A comparison runs both sides as servers, each in a process of its own, that wait on their input while the other one
 //! works ([`Comparison`]). Before anything is timed, both must give the same losses on the same weights.
@@ -18,6 +19,7 @@ mod serve;
 mod server;
 mod step;
 mod subject;
+mod views;
 
 pub use compare::Comparison;
 pub use machine::{Machine, cpu_seconds, load_average, peak_memory_mib};
@@ -27,3 +29,4 @@ pub use protocol::{Losses, Reply, Request};
 pub use report::{Agreement, Report, Side, median};
 pub use serve::serve;
 pub use step::{Figures, StepBench};
+pub use views::{ViewsBench, ViewsReport};

@@ -2,7 +2,9 @@
 //! `cargo bench -p occlude-data`
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints and may stop at a surprise")]
 
-use occlude_data::{Augment, CropConfig, Dataset, Draws, Loader, LoaderConfig, SourceConfig, Split, open};
+use occlude_data::{
+    Augment, CropConfig, Dataset, Draws, Loader, LoaderConfig, NamedViews, SourceConfig, Split, ViewsConfig, open,
+};
 use occlude_random::Streams;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -67,7 +69,17 @@ fn stages(dataset: &Arc<dyn Dataset>, side: usize) {
         crop.views(&images[index % images.len()], &draws, &mut [&mut out]);
         black_box(&out);
     });
-    println!("  per core: decode {decoding:.0} images/s, crop to {side} px {cropping:.0} images/s");
+    let crop = CropConfig { size: side, scale: [0.2, 1.0], ..CropConfig::default() }.check().unwrap();
+    let moca = ViewsConfig::Named(NamedViews::Moca).check(Arc::new(crop)).unwrap();
+    let mut second = out.clone();
+    let viewing = rate_per_core(|index| {
+        let draws = Draws::new(Streams::new(0), 0, index as u64);
+        moca.views(&images[index % images.len()], &draws, &mut [&mut out, &mut second]);
+        black_box((&out, &second));
+    });
+    println!(
+        "  per core: decode {decoding:.0} images/s, crop to {side} px {cropping:.0} images/s, both views of MOCA {viewing:.0} images/s"
+    );
 }
 
 fn whole_loader(dataset: &Arc<dyn Dataset>, side: usize, from: &str) {
