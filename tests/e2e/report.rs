@@ -72,6 +72,6 @@ fn scores_carry_the_pooling_of_the_settings() {
     let lab = Lab::new();
     lab.occlude("train tiny.toml --out run --set eval.poolings=[\"global\",\"average\"]").succeeds();
     let page = lab.text("run/report.html");
-    let (first, second) = (page.find("predictor pooling").unwrap(), page.find("average pooling").unwrap());
+    let (first, second) = (page.find("global pooling").unwrap(), page.find("average pooling").unwrap());
     assert!(first < second, "{first} {second}");
 }

@@ -185,8 +185,8 @@ impl Scores {
 pub(crate) fn pooling_name(pooling: Pooling) -> &'static str {
     match pooling {
         Pooling::Average => "average",
-        Pooling::Global => "predictor",
-        Pooling::Both => "average and predictor",
+        Pooling::Global => "global",
+        Pooling::Both => "global and average",
         Pooling::Class => "class token",
         Pooling::ClassAverage => "class token and average",
         Pooling::BeforeNorm => "unnormed average",

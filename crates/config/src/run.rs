@@ -351,6 +351,19 @@ mod tests {
     }
 
     #[test]
+    fn a_method_of_two_views_is_not_given_one() {
+        for (set, start) in [
+            (vec!["method.kind=moca"], "data.views = 1 view, as where it is absent: must be 2 views"),
+            (vec!["method.kind=moca", "data.views=[{ grey = 0.2 }]"], "data.views = 1 view: must be 2 views"),
+        ] {
+            let set = set.into_iter().map(str::to_owned).collect();
+            let config = resolve(&Sources { set, ..Sources::default() }).unwrap();
+            let message = config.check(Some(1000)).unwrap_err().to_string();
+            assert!(message.starts_with(start) && message.contains("such as data.views = \"moca\""), "{message}");
+        }
+    }
+
+    #[test]
     fn precision_is_a_setting_of_the_cpu() {
         with(&["train.precision=bf16"]).check(Some(1000)).unwrap();
         with(&["train.precision=f32", "device=cuda"]).check(Some(1000)).unwrap();

@@ -49,6 +49,30 @@ fn every_config_says_what_to_expect() {
     }
 }
 
+/// The blocks of settings in the pages of the guide, each with its page.
+fn blocks() -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guide");
+    let mut found = Vec::new();
+    for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let blocks = text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
+        found.extend(blocks.map(|block| (path.display().to_string(), block)));
+    }
+    found
+}
+
+#[test]
+fn settings_that_the_guide_shows_are_allowed() {
+    let found = blocks();
+    assert!(found.len() > 3, "{found:?}");
+    let folder = tempfile::tempdir().unwrap();
+    for (page, block) in found {
+        let file = folder.path().join("shown.toml");
+        std::fs::write(&file, &block).unwrap();
+        read(&file).check(None).unwrap_or_else(|error| panic!("{page}: {error}\n{block}"));
+    }
+}
+
 #[test]
 fn every_preset_is_allowed() {
     for name in preset_names() {
