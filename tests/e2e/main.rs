@@ -8,6 +8,7 @@ mod diverged;
 mod export;
 mod features;
 mod help;
+mod moca;
 mod report;
 mod repro;
 mod resume;

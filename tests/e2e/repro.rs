@@ -32,3 +32,27 @@ fn names_that_do_not_exist_are_refused() {
     assert!(said("repro moca/T7").contains("T7 is not carried"));
     assert!(said("repro moca/T2e --set train.bacth=3").contains("did you mean `train.batch`?"));
 }
+
+#[test]
+fn a_table_is_run_at_a_small_size_and_goes_on_where_it_was() {
+    let lab = Lab::new();
+    let small = [
+        "--data synthetic --set data.crop.flip=0 --set data.source.train_limit=64 --set data.source.test_limit=32",
+        "--set train.batch=8 --set train.length.steps=2 --set method.encoder.dim=16 --set method.encoder.heads=2",
+        "--set method.decoder.dim=16 --set method.decoder.heads=2 --set method.codebook.words=32",
+        "--set method.optimizer.warmup.steps=1",
+        "--set eval.bank=64 --set eval.test=32 --set eval.linear.moca.epochs=1 --set eval.linear.moca.batch=16",
+    ];
+    let command = format!("repro moca/T2d --json table.json {}", small.join(" "));
+    let first = lab.occlude(&command).succeeds();
+    let text = &first.stdout;
+    for part in ["what stands for an image (MOCA, Table 2d)", "T2d-1", "60.2", "T2d-2", "71.8", "train.batch"] {
+        assert!(text.contains(part), "{part}\n{}", first.report());
+    }
+    let table: serde_json::Value = serde_json::from_str(&lab.text("table.json")).unwrap();
+    let line = |index: usize| &table["lines"][index]["here"];
+    assert!(line(0)["knn"][0].is_number() && line(1)["linear"][0].is_number(), "{table}");
+    let again = lab.occlude(&command).succeeds();
+    assert!(again.said().matches("finished earlier").count() == 2, "{}", again.report());
+    assert_eq!(&again.stdout, text);
+}
