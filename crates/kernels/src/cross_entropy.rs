@@ -69,7 +69,7 @@ pub fn soft_cross_entropy_gradient(
 }
 
 /// The [`STATS`] of every row.
-fn all_losses<T: Real>(logits: &[T], targets: &[T], k: usize, temperature: f64) -> Vec<f64> {
+pub(crate) fn all_losses<T: Real>(logits: &[T], targets: &[T], k: usize, temperature: f64) -> Vec<f64> {
     let (rows, group) = (logits.len() / k, cpu::rows_of(k));
     cpu::fill_chunks(rows * STATS, group * STATS, LOGARITHM * logits.len(), |i, stats: &mut [f64]| {
         let here = i * group * k..(i * group + stats.len() / STATS) * k;
@@ -78,11 +78,16 @@ fn all_losses<T: Real>(logits: &[T], targets: &[T], k: usize, temperature: f64) 
 }
 
 fn mean_loss(stats: &[f64]) -> f64 {
-    stats.chunks_exact(STATS).map(|row| row[3]).sum::<f64>() / (stats.len() / STATS) as f64
+    summed(stats) / (stats.len() / STATS) as f64
+}
+
+/// The sum of the losses of all rows.
+pub(crate) fn summed(stats: &[f64]) -> f64 {
+    stats.chunks_exact(STATS).map(|row| row[3]).sum()
 }
 
 /// [rows, k]; `scale` multiplies what softmax and targets differ by.
-fn all_gradients<T: Real>(
+pub(crate) fn all_gradients<T: Real>(
     logits: &[T],
     targets: &[T],
     k: usize,

@@ -39,6 +39,7 @@ mod input;
 #[cfg(test)]
 mod levels;
 mod linear;
+mod linear_cross_entropy;
 mod linear_with;
 pub mod memory;
 mod nearest;
@@ -71,6 +72,7 @@ pub use finish::Activation;
 pub use gelu::gelu;
 pub use gradients::{Gradients, backward};
 pub use linear::linear;
+pub use linear_cross_entropy::linear_cross_entropy;
 pub use linear_with::{LinearOptions, linear_with};
 pub use nearest::{Measure, Nearest, nearest};
 pub use normalize::{l2_normalize, weight_norm};

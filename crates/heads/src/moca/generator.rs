@@ -3,7 +3,8 @@
 use super::GeneratorSettings;
 use candle_core::{DType, Tensor};
 use occlude_kernels::{
-    Affine, BatchNorm, Error, Factors, Init, Result, Scope, assign, batch_norm, l2_normalize, linear, relu,
+    Affine, BatchNorm, Error, Factors, Init, Result, Scope, assign, batch_norm, l2_normalize, linear,
+    linear_cross_entropy, relu,
 };
 use occlude_vit::{linear_map, linear_weight};
 
@@ -101,6 +102,21 @@ impl Generator {
     /// Another width or dtype.
     pub fn logits(&self, features: &Tensor, prototypes: &Tensor) -> Result<Tensor> {
         linear(&(features * self.kappa()?)?, prototypes, None)
+    }
+
+    /// Cross-entropy of the scores of `features`, row `i` against row `rows[i]` of `targets` (in order: `None`), the mean
+    /// over rows; the scores never lie in memory.  features: [n, out], prototypes: [words, out], targets: [m, words]
+    ///
+    /// # Errors
+    /// Other widths, words, rows or dtypes.
+    pub fn cross_entropy(
+        &self,
+        features: &Tensor,
+        prototypes: &Tensor,
+        targets: &Tensor,
+        rows: Option<&[u32]>,
+    ) -> Result<Tensor> {
+        linear_cross_entropy(features, prototypes, targets, rows, 1.0 / self.kappa()?)
     }
 
     /// Inverse temperature of the scores.

@@ -6,7 +6,7 @@ use super::{GlobalToken, LocTarget};
 use candle_core::{DType, Tensor, Var};
 use occlude_heads::{Decoder, DecoderInput, DecoderSettings, Generated, Generator, TargetHead, WordStatistics};
 use occlude_kernels::{Error, Gradients, Result, Scope, gather_rows, pixel_loss};
-use occlude_losses::{cosine_distance, soft_cross_entropy};
+use occlude_losses::cosine_distance;
 use occlude_masking::Round;
 use occlude_vit::{DropPath, PlainVit, patch_rows, patches_of};
 
@@ -169,13 +169,14 @@ impl Student {
         goal: &Goal,
         prototypes: &Prototypes,
     ) -> Result<RoundLosses> {
-        let scores = self.generator.logits(&said.global, &prototypes.image.prototypes)?; // [rows, words]
-        let image = (soft_cross_entropy(&scores, &goal.images, 1.0)? - goal.image_entropy)?;
+        // Divergences: the entropies of the targets are known.
+        let cross = self.generator.cross_entropy(&said.global, &prototypes.image.prototypes, &goal.images, None)?;
+        let image = (cross - goal.image_entropy)?;
         let Some(local) = &self.local else { return Ok(RoundLosses { image, local: None }) };
         let truth = local.truth((images, round), goal, self.encoder.settings().patch())?;
         let mut sum: Option<Tensor> = None;
         for (speaker, said) in local.speakers.iter().zip(&said.patches) {
-            let loss = local.loss(speaker, said, (round, goal), &truth, prototypes)?;
+            let loss = local.loss(speaker, said, (round, goal), truth.as_ref(), prototypes)?;
             sum = Some(sum.map_or_else(|| Ok(loss.clone()), |sum| sum + &loss)?);
         }
         Ok(RoundLosses { image, local: sum })
@@ -207,35 +208,36 @@ impl Local {
         Ok(Self { target: local.target, generator, speakers, taps })
     }
 
-    /// What the patches of a round really are: assignments or tokens of those decoded, pixels of the hidden ones.
-    /// [rows * decode, words or dim], or [rows * (decode - keep), 3 * patch * patch]
-    fn truth(&self, (images, round): (&Tensor, &Round), goal: &Goal, patch: usize) -> Result<Tensor> {
+    /// What the patches of a round really are: tokens of those decoded, pixels of the hidden ones; assignments are read
+    /// where they lie.  [rows * decode, dim], or [rows * (decode - keep), 3 * patch * patch]
+    fn truth(&self, (images, round): (&Tensor, &Round), goal: &Goal, patch: usize) -> Result<Option<Tensor>> {
         match self.target {
-            LocTarget::Assign | LocTarget::Embeddings => gather_rows(&goal.patches, &round.decoded()),
-            LocTarget::Pixels => pixels(images, patch, &round.masked()),
+            LocTarget::Assign => Ok(None),
+            LocTarget::Embeddings => gather_rows(&goal.patches, &round.decoded()).map(Some),
+            LocTarget::Pixels => pixels(images, patch, &round.masked()).map(Some),
         }
     }
 
-    /// The loss of one decoder, a scalar.
+    /// The loss of one decoder, a scalar.  said: [rows * decode, decoder dim]
     fn loss(
         &self,
         speaker: &Speaker,
         said: &Tensor,
         (round, goal): (&Round, &Goal),
-        truth: &Tensor,
+        truth: Option<&Tensor>,
         prototypes: &Prototypes,
     ) -> Result<Tensor> {
-        match (self.target, &speaker.head, &self.generator, &prototypes.local) {
-            (LocTarget::Assign, None, Some(generator), Some(made)) => {
-                let scores = generator.logits(said, &made.prototypes)?; // [rows * decode, words]
-                // The divergence: the entropies of the targets are known.
-                Ok((soft_cross_entropy(&scores, truth, 1.0)? - goal.entropy(Some(&round.decoded())))?)
+        match (self.target, &speaker.head, &self.generator, &prototypes.local, truth) {
+            (LocTarget::Assign, None, Some(generator), Some(made), _) => {
+                let decoded = round.decoded();
+                let cross = generator.cross_entropy(said, &made.prototypes, &goal.patches, Some(&decoded))?;
+                Ok((cross - goal.entropy(Some(&decoded)))?)
             }
-            (LocTarget::Pixels, Some(head), ..) => {
+            (LocTarget::Pixels, Some(head), _, _, Some(truth)) => {
                 let guess = head.forward(&gather_rows(said, &hidden_rows(round))?)?;
                 Ok(pixel_loss(&guess, &truth.to_dtype(guess.dtype())?, Some(PIXEL_EPS))?.mean_all()?)
             }
-            (LocTarget::Embeddings, Some(head), ..) => cosine_distance(&head.forward(said)?, truth),
+            (LocTarget::Embeddings, Some(head), _, _, Some(truth)) => cosine_distance(&head.forward(said)?, truth),
             _ => Err(Error::argument("moca", "prototypes without those of the local loss")),
         }
     }
