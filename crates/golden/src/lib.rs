@@ -9,7 +9,10 @@
 //! Not here: anything a product uses. This crate is a dev-dependency and panics like a test does.
 #![allow(clippy::panic, clippy::print_stderr, clippy::unwrap_used, clippy::expect_used)]
 
+use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -44,13 +47,20 @@ impl Set {
         found
     }
 
-    /// The tensors of `file.safetensors` in their own dtypes, on the CPU.
+    /// The tensors of `file.safetensors` in their own dtypes, on the CPU; booleans as bytes.
     #[must_use]
     pub fn tensors(&self, file: &str) -> Option<Tensors> {
         let path = self.path(&format!("{file}.safetensors"))?;
-        let map =
-            candle_core::safetensors::load(&path, &Device::Cpu).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Some(map.into_iter().collect())
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let tensor = |(name, view): (String, TensorView<'_>)| {
+            let tensor = match view.dtype() {
+                safetensors::Dtype::BOOL => Tensor::from_slice(view.data(), view.shape(), &Device::Cpu),
+                _ => view.load(&Device::Cpu),
+            };
+            (name, tensor.unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+        };
+        Some(file.tensors().into_iter().map(tensor).collect())
     }
 
     /// `config.json` of the set: every size a test needs.
@@ -66,6 +76,12 @@ impl Set {
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         Some(serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
     }
+}
+
+/// The values of an integer or boolean tensor, row-major.
+#[must_use]
+pub fn integers(tensor: &Tensor) -> Vec<i64> {
+    tensor.flatten_all().and_then(|flat| flat.to_dtype(DType::I64)?.to_vec1()).unwrap()
 }
 
 /// The path of a data pack (such as `cifar10/test.tar`), or `None` (after saying so) where it is absent.

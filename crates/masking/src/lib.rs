@@ -2,8 +2,9 @@
 //!
 //! A [`Masker`] (random cells, a block, or all but a block) draws one [`Mask`] an image; a [`BatchMask`] gathers the
 //! masks of a batch as index lists: what the student sees, and which hidden patches it predicts. [`Rounds`] mask a
-//! batch several times, each a permutation of the patches. Sources: CAPI, masking; MOCA, masking rounds and partial
-//! decoding; conventions are those of the public codes.
+//! batch several times, each a permutation of the patches. A [`Segmenter`] shares the patches of an image out among segments
+//! and puts those in an order. Sources: CAPI, masking; MOCA, masking rounds and partial decoding; RandSAC, segments and
+//! serialisation; conventions are those of the public codes.
 //!
 //! Invariants: visible and hidden indices are sorted, disjoint and cover the grid; every mask of one masker on one grid
 //! hides the same number of patches; equal streams give equal masks on every machine.
@@ -28,6 +29,7 @@ mod grid;
 mod mask;
 mod rounds;
 mod sampler;
+mod segments;
 
 pub use batch::{BatchMask, MaskError, predict_count};
 pub use block::{BlockDraws, BlockShape, Roll, log_aspect_range};
@@ -35,3 +37,7 @@ pub use grid::Grid;
 pub use mask::Mask;
 pub use rounds::{Round, RoundConfig, RoundCounts, RoundError, Rounds, RoundsConfig, kept_count};
 pub use sampler::{Masker, MaskerConfig, MaskerKind, hidden_count};
+pub use segments::{
+    Gaussian, Point, Segmenter, SegmenterConfig, Segments, SegmentsKind, cell_points, centroids, likeliest, ranks,
+    sees_content, sees_memory, shared_out, traversal,
+};
