@@ -39,7 +39,8 @@ impl Gradients {
 
     /// Adds the gradients of the scalar `loss` with respect to every variable it depends on. Those of weights grow in place
     /// where an operator adds to them itself (linear maps of blocks do), so that a pass over one part of a batch after the
-    /// other holds each gradient once. Drop `loss` afterwards: its graph keeps all activations alive.
+    /// other holds each gradient once; clones of what [`Gradients::get`] gave share that memory. Drop `loss` afterwards: its
+    /// graph keeps all activations alive.
     ///
     /// # Errors
     /// `loss` is not a scalar, or an operator has no backward; what was held may hold a part of the new gradients then.

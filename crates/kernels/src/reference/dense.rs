@@ -53,6 +53,15 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     Ok((x * distribution)?)
 }
 
+/// [`crate::relu`] by a product, which keeps NaN.
+///
+/// # Errors
+/// A dtype that is not a float.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    let above = x.detach().gt(0.0)?.to_dtype(x.dtype())?;
+    Ok((x * above)?)
+}
+
 /// [`crate::packed_attention`] on three views.
 ///
 /// # Errors
