@@ -2,7 +2,7 @@
 
 use occlude_e2e::Lab;
 
-const COMMANDS: &[&str] = &["train", "eval", "features", "report", "config", "export", "replay", "repro"];
+const COMMANDS: &[&str] = &["train", "eval", "features", "report", "draw", "config", "export", "replay", "repro"];
 
 #[test]
 fn every_command_shows_examples() {
@@ -34,6 +34,22 @@ fn examples_about_settings_run_as_they_stand() {
         // No shell here to find files for a star.
         lab.occlude(&example.replace("configs/capi/*.toml", "tiny.toml")).succeeds();
     }
+}
+
+#[test]
+fn examples_about_pictures_draw() {
+    let lab = Lab::new();
+    let help = lab.occlude("draw --help").succeeds().stdout;
+    let examples = examples(&help, "draw");
+    assert_eq!(examples.len(), 3, "{help}");
+    for example in examples {
+        let file = lab.occlude(&example).succeeds().stdout;
+        let svg = lab.text(file.trim());
+        assert!(svg.starts_with("<svg") && svg.matches("<rect").count() > 16, "{example}");
+    }
+    let refused = lab.occlude("draw hierarchy --blobs 1 --out no.svg").refuses();
+    assert!(refused.contains("blobs = [1]: must be between 2"), "{refused}");
+    assert!(lab.occlude("draw serialisations --grid 7 --out no.svg").refuses().contains("side = 2: must divide"));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The HTML report of a run: scores, curves, masks, feature maps, neighbours, clusters, settings.
 //!
 //! A caller fills [`ReportData`] with plain numbers and pictures, and [`render`] makes one page of it that needs nothing
-//! else: no script, no network, pictures inside. [`draw`] holds the picture helpers, for others to use too.
+//! else: no script, no network, pictures inside. [`draw`] holds the picture helpers, for others to use too; [`orders`] and
+//! [`sights`] draw how an image is taken apart, as SVG.
 //!
 //! Invariants: the page refers to nothing outside itself; every string of the caller is escaped, so that a class may be
 //! called `<script>`; equal data give equal bytes; a part without data is left out with a sentence that says why.
@@ -26,6 +27,7 @@ mod error;
 mod markup;
 mod page;
 mod picture;
+mod serial;
 
 pub use chart::{Baseline, Chart, Curve};
 pub use data::{
@@ -34,3 +36,4 @@ pub use data::{
 pub use error::{ReportError, Result};
 pub use page::render;
 pub use picture::Picture;
+pub use serial::{OrderPicture, SightPicture, orders, sights};

@@ -1,6 +1,7 @@
 //! One file a command.
 
 mod config;
+mod draw;
 mod eval;
 mod export;
 mod features;
@@ -10,6 +11,7 @@ mod repro;
 mod train;
 
 pub(crate) use config::Config;
+pub(crate) use draw::Draw;
 pub(crate) use eval::Eval;
 pub(crate) use export::Export;
 pub(crate) use features::Features;

@@ -12,6 +12,7 @@ pub use order::{ranks, sees_content, sees_memory, traversal};
 
 use crate::Grid;
 use occlude_random::{RngCore, choose};
+use std::collections::HashSet;
 
 /// Draws [`Segments`], checked against a grid.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +46,18 @@ impl Segments {
     #[must_use]
     pub fn ranks(&self) -> Vec<u32> {
         ranks(&self.cells, &self.order)
+    }
+
+    /// Whether the members of every group are neighbours in the order, at every level: what a [`traversal`] sees to.
+    #[must_use]
+    pub fn keeps_groups_together(&self) -> bool {
+        let mut nodes = self.order.clone();
+        self.levels.iter().all(|groups| {
+            nodes = nodes.iter().map(|node| groups[*node as usize]).collect();
+            nodes.dedup();
+            let mut met = HashSet::new();
+            nodes.iter().all(|group| met.insert(*group))
+        })
     }
 
     /// How many segments there are.

@@ -13,19 +13,6 @@ fn blob(blobs: &[usize]) -> SegmenterConfig {
     SegmenterConfig { blobs: blobs.to_vec(), ..SegmenterConfig::default() }
 }
 
-/// Groups are neighbours in the order, at every level.
-fn assert_contiguous(segments: &Segments) {
-    let mut nodes = segments.order.clone();
-    for level in &segments.levels {
-        nodes = nodes.iter().map(|node| level[*node as usize]).collect();
-        nodes.dedup();
-        let mut seen = nodes.clone();
-        seen.sort_unstable();
-        seen.dedup();
-        assert_eq!(seen.len(), nodes.len(), "a group comes twice: {segments:?}");
-    }
-}
-
 #[test]
 fn kinds_are_what_they_say() {
     let of = |kind| SegmenterConfig { kind, ..SegmenterConfig::default() }.check(GRID).unwrap().draw(&mut stream(0));
@@ -42,7 +29,7 @@ fn kinds_are_what_they_say() {
     assert_eq!(square.cells[63], 15);
     let blobs = of(SegmentsKind::Blob);
     assert_eq!(blobs.levels.len(), 1);
-    assert_contiguous(&blobs);
+    assert!(blobs.keeps_groups_together());
 }
 
 #[test]
@@ -62,6 +49,17 @@ fn one_row_and_one_column_are_grids_too() {
     assert_eq!(cell_points(Grid::new(2, 1)), [[0.0, -2.0], [0.0, 2.0]]);
     let segments = blob(&[3]).check(Grid::new(1, 1)).unwrap().draw(&mut stream(0));
     assert_eq!((segments.count(), segments.ranks()), (1, vec![0]));
+}
+
+#[test]
+fn a_group_that_comes_twice_is_noticed() {
+    let of = |order: &[u32], levels: &[&[u32]]| {
+        let levels = levels.iter().map(|groups| groups.to_vec()).collect();
+        Segments { cells: vec![0, 1, 2, 3], levels, order: order.to_vec() }.keeps_groups_together()
+    };
+    assert!(of(&[2, 0, 1, 3], &[]) && of(&[2, 0, 1, 3], &[&[0, 0, 1, 2]]));
+    assert!(!of(&[0, 2, 1, 3], &[&[0, 0, 1, 2]]));
+    assert!(!of(&[0, 1, 2, 3], &[&[0, 1, 2, 3], &[0, 1, 0, 1]]), "a level further up");
 }
 
 #[test]
@@ -137,6 +135,6 @@ proptest! {
         ranks.sort_unstable();
         ranks.dedup();
         prop_assert!(ranks.into_iter().eq(0..segments.count() as u32));
-        assert_contiguous(&segments);
+        prop_assert!(segments.keeps_groups_together());
     }
 }
