@@ -1,3 +1,5 @@
+//! Kinds, hierarchies, orders and settings of segments.
+
 use super::{SegmenterConfig, Segments, SegmentsKind, cell_points, sees_content, sees_memory, traversal};
 use crate::Grid;
 use occlude_random::{Stream, Streams};
