@@ -29,7 +29,7 @@ fn eval_scores_a_run_and_a_checkpoint() {
     let newest = lab.checkpoints("run").pop().unwrap();
     for target in ["run".to_owned(), format!("run/checkpoints/{newest}")] {
         let outcome = lab.occlude(&format!("eval {target}")).succeeds();
-        for row in ["k-NN", "linear", "random weights", "pixels", "predictor"] {
+        for row in ["k-NN", "linear", "random weights", "pixels", "global"] {
             assert!(outcome.stdout.contains(row), "{row}: {}", outcome.report());
         }
     }
