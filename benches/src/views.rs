@@ -30,7 +30,7 @@ const CHANCE: f64 = 3.0;
 pub struct ViewsBench {
     /// Where the images come from, as in `data.source.path`.
     pub data: String,
-    /// How many of them.
+    /// How many of them, at most.
     pub images: usize,
     /// Side of a view in pixels.
     pub size: usize,
@@ -44,6 +44,8 @@ pub struct ViewsBench {
 #[derive(Clone, Debug)]
 pub struct ViewsReport {
     bench: ViewsBench,
+    /// How many there were.
+    images: usize,
     machine: Machine,
     load: [Option<[f64; 3]>; 2],
     ours: Rates,
@@ -100,6 +102,7 @@ impl ViewsBench {
         let version = |server: Server| server.hello().version.clone().unwrap_or_else(|| "torchvision".into());
         Ok(ViewsReport {
             bench: self.clone(),
+            images: ours.images.len(),
             machine: Machine::this(),
             load: [load_before, load_average()],
             ours: mine,
@@ -199,16 +202,16 @@ fn agree(ours: &Losses, theirs: &Losses, images: usize) -> Result<()> {
 
 impl fmt::Display for ViewsReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ViewsBench { data, images, size, turns, .. } = &self.bench;
+        let (ViewsBench { data, size, turns, .. }, images) = (&self.bench, self.images);
         let Machine { cpu, features } = &self.machine;
         let pixels = format!("{size} x {size}");
         writeln!(f, "two views of {pixels} of {images} images of {data}, decoded, on {cpu} ({})", features.join(", "))?;
         let load = |at: usize| self.load[at].map_or_else(|| "unknown".into(), |load| format!("{:.2}", load[0]));
         writeln!(f, "one core, medians of {turns} turns; load {} before, {} after", load(0), load(1))?;
-        let ours = self.ours.per_core(*images);
+        let ours = self.ours.per_core(images);
         writeln!(f, "Occlude: {ours:.0} images/s")?;
         if let Some((name, rates)) = &self.peer {
-            let theirs = rates.per_core(*images);
+            let theirs = rates.per_core(images);
             writeln!(f, "{name}: {theirs:.0} images/s")?;
             writeln!(f, "Occlude / torchvision: {:.2} times as many", ours / theirs)?;
         }
@@ -228,6 +231,9 @@ mod tests {
     fn views_are_made_and_differ_from_pass_to_pass() {
         let report = bench("synthetic").run().unwrap().to_string();
         assert!(report.contains("40 images of synthetic") && report.contains("images/s"), "{report}");
+        let more = ViewsBench { images: 1 << 20, size: 1, ..bench("synthetic") };
+        let all = Ours::new(&more).unwrap().images.len();
+        assert!(all < 1 << 20 && more.run().unwrap().to_string().contains(&format!("of {all} images of")));
         let mut ours = Ours::new(&bench("synthetic")).unwrap();
         ours.pass().unwrap();
         let first = (ours.moments(), ours.made.clone());
