@@ -63,6 +63,15 @@ impl Set {
         Some(file.tensors().into_iter().map(tensor).collect())
     }
 
+    /// The notes in the head of `file.safetensors`: texts by name.
+    #[must_use]
+    pub fn notes(&self, file: &str) -> Option<BTreeMap<String, String>> {
+        let path = self.path(&format!("{file}.safetensors"))?;
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let (_, head) = SafeTensors::read_metadata(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Some(head.metadata().clone().unwrap_or_default().into_iter().collect())
+    }
+
     /// `config.json` of the set: every size a test needs.
     #[must_use]
     pub fn config(&self) -> Option<serde_json::Value> {

@@ -4,7 +4,7 @@
 //! The tolerances of all operators are the constants below; each is a bound on the largest difference over the
 //! largest reference value.
 
-use crate::{Error, Result};
+use crate::{Error, Param, ParamStore, Result, assign};
 use candle_core::{DType, Device, Shape, Tensor, Var};
 
 /// Forward and gradient, f64: sums in another order, a few hundred roundings of 1e-16.
@@ -107,6 +107,58 @@ pub fn check_large(
 /// The input whose gradient differs or is missing, or an error of `op`.
 pub fn check_differences(inputs: &[Tensor], op: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<()> {
     differences(inputs, &Pass::run(inputs, DType::F64, Layout::Contiguous, &op)?, &op)
+}
+
+/// The gradients of a scalar by the trained parameters of an f64 `store` against central differences, at some entries of
+/// each. `still` names those on which it does not depend (the bias of keys moves all scores of a query alike).
+///
+/// # Errors
+/// The parameter whose gradient differs, is missing or is nothing though it is not `still`; or an error of `loss`.
+pub fn check_parameters(
+    store: &ParamStore,
+    still: impl Fn(&str) -> bool,
+    loss: impl Fn() -> Result<Tensor>,
+) -> Result<()> {
+    let value = loss()?;
+    // Differences of a large number are as large as its rounding allows.
+    let least = 1e-3 * value.to_scalar::<f64>()?.abs().max(1.0);
+    let gradients = crate::backward(&value)?;
+    for Param { name, tensor, .. } in store.trained() {
+        let gradient = gradients.get(tensor).ok_or_else(|| failure(format!("{name} has no gradient")))?;
+        let gradient: Vec<f64> = gradient.flatten_all()?.to_vec1()?;
+        let scale = gradient.iter().fold(least, |most, slope| most.max(slope.abs()));
+        if !still(name) && gradient.iter().all(|slope| slope.abs() < 1e-6) {
+            return Err(failure(format!("{name}: a gradient of nothing")));
+        }
+        let values: Vec<f64> = tensor.flatten_all()?.to_vec1()?;
+        for at in (0..values.len()).step_by(values.len().div_ceil(5)) {
+            let moved = |by: f64| -> Result<f64> {
+                let mut values = values.clone();
+                values[at] += by;
+                assign(tensor, &Tensor::from_vec(values, tensor.shape(), &Device::Cpu)?)?;
+                Ok(loss()?.to_scalar::<f64>()?)
+            };
+            let slope = (moved(STEP)? - moved(-STEP)?) / (2.0 * STEP);
+            moved(0.0)?;
+            let apart = (slope - gradient[at]).abs();
+            if apart.is_nan() || apart > DIFFERENCES * scale {
+                return Err(failure(format!("{name}[{at}]: {slope} by differences, {} by autograd", gradient[at])));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Moves every trained parameter of an f64 `store` by up to `by`, so that zeros and ones hide nothing.
+///
+/// # Errors
+/// None in practice: building tensors on the CPU.
+pub fn stir(store: &ParamStore, by: f64) -> Result<()> {
+    for (seed, param) in (10..).zip(store.trained()) {
+        let noise = sample(seed, param.tensor.shape().clone())?.to_dtype(param.tensor.dtype())?;
+        assign(&param.tensor, &(&param.tensor + (noise * by)?)?)?;
+    }
+    Ok(())
 }
 
 /// How the inputs of a pass lie in memory.

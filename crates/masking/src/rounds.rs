@@ -271,6 +271,13 @@ impl Round {
         self.flat(self.counts.keep, self.counts.decode)
     }
 
+    /// Rows of the decoder's output, one for each of [`Round::decoded`], that belong to [`Round::masked`].
+    #[must_use]
+    pub fn masked_rows(&self) -> Vec<u32> {
+        let RoundCounts { keep, decode } = self.counts;
+        (0..self.rows()).flat_map(|row| (keep..decode).map(move |at| (row * decode + at) as u32)).collect()
+    }
+
     fn flat(&self, from: usize, to: usize) -> Vec<u32> {
         let rows = self.ids.chunks_exact(self.patches).zip((0_u32..).step_by(self.patches));
         rows.flat_map(|(ids, offset)| ids[from..to].iter().map(move |patch| offset + patch)).collect()
@@ -346,6 +353,7 @@ mod tests {
         let round = rounds.from_permutations(vec![vec![2, 0, 3, 1, 1, 3, 0, 2]]).unwrap().remove(0);
         assert_eq!((round.rows(), round.patches(), round.visible()), (2, 4, vec![2, 0, 5, 7]));
         assert_eq!((round.decoded(), round.masked()), (vec![2, 0, 3, 5, 7, 4], vec![3, 4]));
+        assert_eq!(round.masked_rows(), [2, 5]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{DropPath, GroupFactors, Kept, Positions, layer_norm_weights, linear_
 use candle_core::Tensor;
 use occlude_kernels::{
     Affine, BlockOptions, BlockWeights, Branch, Error, Factors, Init, NormWeights, Result, Scope, Visibility, block,
-    frequency_table,
+    frequency_table, joined_stream_block,
 };
 
 /// Added under the root of every RMS norm.
@@ -38,6 +38,10 @@ pub enum BlockKind {
     /// the matrix of queries, keys and values is held as three (`attn.q`, `attn.k`, `attn.v`). They are drawn as if it were
     /// one: Xavier uniform over [3 * dim, dim].
     Layer,
+    /// As `Layer`, for the part of a decoder's layer that follows its self-attention ([`SelfAttention`](crate::SelfAttention)):
+    /// cross-attention and MLP (`norm2`, `cross_attn.q`, .., `norm3`, `mlp.fc1`, ..). Keys and values are drawn as if they
+    /// were one matrix, [2 * dim, context].
+    Cross,
 }
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))`. Keys and values come from the normed tokens themselves
@@ -90,7 +94,7 @@ impl Block {
     /// # Errors
     /// Another width, or positions of other tokens.
     pub fn forward(&self, x: &Tensor, positions: &Positions, drop: &mut DropPath) -> Result<Tensor> {
-        self.run(x, None, Some((positions, positions)), drop)
+        self.run(x, None, Some((positions, positions)), Visibility::All, drop)
     }
 
     /// Self-attention of tokens that carry their positions themselves.  [batch, tokens, dim] -> [batch, tokens, dim]
@@ -98,7 +102,62 @@ impl Block {
     /// # Errors
     /// Another width, or a block that encodes positions.
     pub fn mix(&self, x: &Tensor, drop: &mut DropPath) -> Result<Tensor> {
-        self.run(x, None, None, drop)
+        self.run(x, None, None, Visibility::All, drop)
+    }
+
+    /// As [`Block::mix`], each token seeing only what `visibility` lets it.
+    ///
+    /// # Errors
+    /// As [`Block::mix`], or a visibility of other tokens.
+    pub fn mix_seeing(&self, x: &Tensor, visibility: Visibility, drop: &mut DropPath) -> Result<Tensor> {
+        self.run(x, None, None, visibility, drop)
+    }
+
+    /// Cross-attention to `context`, of which each token sees what `visibility` lets it; positions are in the tokens.
+    /// x: [batch, tokens, dim], context: [batch, others, context] -> [batch, tokens, dim]
+    ///
+    /// # Errors
+    /// As [`Block::mix_seeing`].
+    pub fn attend_seeing(
+        &self,
+        x: &Tensor,
+        context: &Tensor,
+        visibility: Visibility,
+        drop: &mut DropPath,
+    ) -> Result<Tensor> {
+        self.run(x, Some(context), None, visibility, drop)
+    }
+
+    /// Two streams with the same weights, the second reading the first: `content` tokens of the one lie before those of the
+    /// other. `visibility` is of all tokens over those of the first stream.  [batch, both, dim] -> [batch, both, dim]
+    ///
+    /// # Errors
+    /// As [`Block::mix_seeing`], or more tokens of content than there are tokens.
+    pub fn mix_streams(
+        &self,
+        x: &Tensor,
+        content: usize,
+        visibility: Visibility,
+        drop: &mut DropPath,
+    ) -> Result<Tensor> {
+        let options = self.options(x.dim(0)?, None, visibility, drop)?;
+        joined_stream_block(x, content, &self.weights, options)
+    }
+
+    /// What [`Block::mix_streams`] makes of the second stream, where nobody reads the first one on: the last block.
+    /// content: [batch, others, dim], query: [batch, tokens, dim] -> as query
+    ///
+    /// # Errors
+    /// As [`Block::mix_seeing`].
+    pub fn last_stream(
+        &self,
+        content: &Tensor,
+        query: &Tensor,
+        visibility: Visibility,
+        drop: &mut DropPath,
+    ) -> Result<Tensor> {
+        let content = self.weights.norm1.forward(content)?;
+        self.attend_seeing(query, &content, visibility, drop)
     }
 
     /// Cross-attention to `context`.
@@ -114,7 +173,7 @@ impl Block {
         context_positions: &Positions,
         drop: &mut DropPath,
     ) -> Result<Tensor> {
-        self.run(x, Some(context), Some((positions, context_positions)), drop)
+        self.run(x, Some(context), Some((positions, context_positions)), Visibility::All, drop)
     }
 
     /// `positions` are those of the tokens and of what they attend to.
@@ -123,9 +182,20 @@ impl Block {
         x: &Tensor,
         context: Option<&Tensor>,
         positions: Option<(&Positions, &Positions)>,
+        visibility: Visibility,
         drop: &mut DropPath,
     ) -> Result<Tensor> {
-        let batch = x.dim(0)?;
+        let options = self.options(x.dim(0)?, positions, visibility, drop)?;
+        block(x, context, &self.weights, options)
+    }
+
+    fn options(
+        &self,
+        batch: usize,
+        positions: Option<(&Positions, &Positions)>,
+        visibility: Visibility,
+        drop: &mut DropPath,
+    ) -> Result<BlockOptions> {
         let branches = [branch(drop.next(batch)?), branch(drop.next(batch)?)];
         let images = branches[0].images.as_deref();
         let angles = match (&self.table, positions) {
@@ -134,8 +204,7 @@ impl Block {
             (Some(_), None) => return Err(Error::argument("block", "encodes positions, and was given none")),
         };
         let Self { heads, recompute, .. } = *self;
-        let options = BlockOptions { heads, angles, visibility: Visibility::All, branches, recompute };
-        block(x, context, &self.weights, options)
+        Ok(BlockOptions { heads, angles, visibility, branches, recompute })
     }
 
     /// The same block on the same storage, recording no graph.
@@ -184,6 +253,9 @@ impl BlockKind {
             Self::Layer => {
                 Names { norm1: "norm1", attention: "attn", thirds: ["q", "k", "v"], norm2: "norm2", mlp: "mlp" }
             }
+            Self::Cross => {
+                Names { norm1: "norm2", attention: "cross_attn", thirds: ["q", "k", "v"], norm2: "norm3", mlp: "mlp" }
+            }
         }
     }
 
@@ -197,15 +269,18 @@ impl BlockKind {
     fn linear(self, scope: &mut Scope<'_>, name: &str, outputs: usize, inputs: usize) -> Result<Affine> {
         match self {
             Self::Rms(_) => Ok(Affine { weight: linear_weight(scope, name, outputs, inputs)?, bias: None }),
-            Self::Layer => linear_map(scope, name, outputs, inputs),
+            Self::Layer | Self::Cross => linear_map(scope, name, outputs, inputs),
         }
     }
 
-    /// The map to queries, keys or values.
+    /// The map to queries, keys or values: one of as many that are drawn as one.
     fn third(self, scope: &mut Scope<'_>, name: &str, outputs: usize, inputs: usize) -> Result<Affine> {
-        match self {
-            Self::Rms(_) => self.linear(scope, name, outputs, inputs),
-            Self::Layer => biased(scope, name, [outputs, inputs], &Init::xavier_uniform(inputs, 3 * outputs)),
-        }
+        let together = match self {
+            Self::Rms(_) => return self.linear(scope, name, outputs, inputs),
+            Self::Layer => 3,
+            Self::Cross if name == "q" => 1,
+            Self::Cross => 2,
+        };
+        biased(scope, name, [outputs, inputs], &Init::xavier_uniform(inputs, together * outputs))
     }
 }

@@ -13,16 +13,24 @@ pub struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// An embedding of patches of `patch` x `patch` pixels into width `dim`; `lr` multiplies its learning rate.
+    /// An embedding of patches of `patch` x `patch` pixels into width `dim`; `lr` multiplies its learning rate. Biases
+    /// begin as those of a convolution.
     ///
     /// # Errors
     /// A name exists already.
     pub fn new(scope: &mut Scope<'_>, dim: usize, patch: usize, lr: f64) -> Result<Self> {
-        let pixels = 3 * patch * patch;
-        let init = Init::xavier_uniform(pixels, dim);
+        let bias = Init::Uniform { bound: 1.0 / ((3 * patch * patch) as f64).sqrt() };
+        Self::with_bias(scope, dim, patch, lr, &bias)
+    }
+
+    /// As [`PatchEmbed::new`], with biases that begin as `bias` says.
+    ///
+    /// # Errors
+    /// A name exists already.
+    pub fn with_bias(scope: &mut Scope<'_>, dim: usize, patch: usize, lr: f64, bias: &Init) -> Result<Self> {
+        let init = Init::xavier_uniform(3 * patch * patch, dim);
         let weight = scope.trained("weight", &[dim, 3, patch, patch], &init, Factors { lr, wd: 1.0 })?;
-        let init = Init::Uniform { bound: 1.0 / (pixels as f64).sqrt() };
-        let bias = scope.trained("bias", &[dim], &init, Factors { lr, wd: 0.0 })?;
+        let bias = scope.trained("bias", &[dim], bias, Factors { lr, wd: 0.0 })?;
         Ok(Self { weight, bias, patch })
     }
 
@@ -96,6 +104,17 @@ pub fn patch_rows(images: &Tensor, patch: usize, list: Option<&[u32]>) -> Result
         (true, DType::F64) => copy_rows::<f64>(images, grid, patch, wanted),
         _ => unfold(images, grid, patch, list),
     }
+}
+
+/// Pixels of patches as they are predicted: [`patch_rows`] in f32 with the values in the order row, column, channel.
+/// [batch, 3, height, width] -> [patches, patch * patch * 3]
+///
+/// # Errors
+/// As [`patch_rows`].
+pub fn patch_pixels(images: &Tensor, patch: usize, list: Option<&[u32]>) -> Result<Tensor> {
+    let rows = patch_rows(&images.detach().to_dtype(DType::F32)?, patch, list)?;
+    let (count, values) = rows.dims2()?;
+    Ok(rows.reshape((count, 3, values / 3))?.transpose(1, 2)?.reshape((count, values))?)
 }
 
 /// On the CPU a patch is `3 * patch` short copies: several times faster than a general transposition.

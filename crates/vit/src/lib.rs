@@ -23,6 +23,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attention;
 mod block;
 mod config;
 mod coords;
@@ -38,16 +39,17 @@ mod positions;
 mod resize;
 mod sincos;
 
+pub use attention::SelfAttention;
 pub use block::{Block, BlockKind, BlockShape, NORM_EPS};
 pub use config::{PositionKind, RegisterCoords, VitConfig, VitSettings, check_depth, check_heads, check_width};
 pub use coords::{patch_coords, register_coords, scale_into_box};
 pub use drop_path::{DropPath, DropPathKind, Kept};
-pub use embed::{PatchEmbed, patch_rows};
+pub use embed::{PatchEmbed, patch_pixels, patch_rows};
 pub use features::{Extractor, Extras, Features};
 pub use fine_tuning::fine_tuning_factors;
 pub use learned::LearnedPositions;
 pub use model::{Encoded, Vit};
 pub use parts::{GroupFactors, LAYER_NORM_EPS, final_norm, layer_norm_weights, linear_map, linear_weight};
-pub use plain::{PlainTokens, PlainVit, PlainVitConfig, PlainVitSettings, patches_of};
+pub use plain::{PlainTokens, PlainVit, PlainVitConfig, PlainVitSettings, Sights, patches_of};
 pub use positions::Positions;
 pub use sincos::sincos_table;

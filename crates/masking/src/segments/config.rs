@@ -45,6 +45,21 @@ impl SegmenterConfig {
     const MOST: usize = 4096;
     const DEEPEST: usize = 8;
 
+    /// The segments in a few words, for the head of a report.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self.kind {
+            SegmentsKind::Raster => "patches in raster order".into(),
+            SegmentsKind::Random => "patches in random order".into(),
+            SegmentsKind::Square => format!("squares of {0} x {0} patches", self.side),
+            SegmentsKind::Blob => {
+                let levels: Vec<String> = self.blobs.iter().map(usize::to_string).collect();
+                let kind = if self.shuffled { "shuffled blobs" } else { "blobs" };
+                format!("{} {kind}", levels.join(" -> "))
+            }
+        }
+    }
+
     /// The checked generator for a grid.
     ///
     /// # Errors

@@ -38,6 +38,7 @@ pub struct PlainVitSettings {
     pub(super) depth: usize,
     pub(super) patch: usize,
     pub(super) grid: Grid,
+    pub(super) class: bool,
     heads: usize,
     hidden: usize,
     recompute: bool,
@@ -58,11 +59,17 @@ impl PlainVitConfig {
         })?;
         let hidden = check_mlp_ratio(mlp_ratio, dim)?;
         let grid = Grid::new(image / patch, image / patch);
-        Ok(PlainVitSettings { dim, depth, patch, grid, heads, hidden, recompute })
+        Ok(PlainVitSettings { dim, depth, patch, grid, class: true, heads, hidden, recompute })
     }
 }
 
 impl PlainVitSettings {
+    /// The same encoder without a class token, its patch embedding beginning with biases of 0: RandSAC's.
+    #[must_use]
+    pub fn patches_only(self) -> Self {
+        Self { class: false, ..self }
+    }
+
     /// Width of the tokens.
     #[must_use]
     pub fn dim(&self) -> usize {

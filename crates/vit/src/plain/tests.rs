@@ -1,11 +1,11 @@
 //! The plain encoder: against the reference, on some patches and on other grids, its gradients and first values.
 
-use super::{PlainVit, PlainVitConfig, patches_of};
+use super::{PlainVit, PlainVitConfig, Sights, patches_of};
 use crate::{DropPath, sincos_table};
 use candle_core::{D, DType, Device, Tensor};
 use occlude_golden::{assert_close, relative_difference, set, with_split_attention};
-use occlude_kernels::check::sample;
-use occlude_kernels::{ParamStore, Role, StateDict, assign, backward};
+use occlude_kernels::check::{check_parameters, sample, stir};
+use occlude_kernels::{ParamStore, Role, StateDict};
 use occlude_masking::Grid;
 use occlude_random::Streams;
 
@@ -131,39 +131,89 @@ fn other_grids_have_positions_of_their_own() {
     assert_eq!(resized.get(0).unwrap().to_vec1::<f64>().unwrap(), [0.0; 8]);
 }
 
+/// The keys' bias moves all scores of a query alike.
+fn is_still(name: &str) -> bool {
+    name.ends_with("k.bias")
+}
+
 #[test]
 fn gradients_are_those_of_differences() {
     let (store, vit) = tiny(DType::F64);
-    for (seed, param) in (10..).zip(store.trained()) {
-        let noise = sample(seed, param.tensor.shape().clone()).unwrap();
-        assign(&param.tensor, &(&param.tensor + noise * 0.3).unwrap()).unwrap();
-    }
+    stir(&store, 0.3).unwrap();
     let (images, visible) = (images(2, SIDE, SIDE), [4_u32, 0, 7, 9, 17, 12]);
-    let loss = || {
-        let seen = vit.forward(&images, Some(&visible), &[1], &mut DropPath::off()).unwrap();
-        let both = (seen.tokens * &seen.tapped[0]).unwrap();
-        (both * sample(77, (2, 4, 8)).unwrap()).unwrap().sum_all().unwrap()
+    check_parameters(&store, is_still, || {
+        let seen = vit.forward(&images, Some(&visible), &[1], &mut DropPath::off())?;
+        let both = (seen.tokens * &seen.tapped[0])?;
+        Ok((both * sample(77, (2, 4, 8))?)?.sum_all()?)
+    })
+    .unwrap();
+}
+
+fn patches_only() -> (ParamStore, PlainVit) {
+    let config = PlainVitConfig { dim: 8, depth: 2, heads: 2, patch: 4, mlp_ratio: 2.0, recompute: false };
+    let mut store = ParamStore::trainable(Streams::new(5), DType::F64, &Device::Cpu);
+    let vit = PlainVit::new(&mut store.root(), &config.check(SIDE).unwrap().patches_only()).unwrap();
+    stir(&store, 0.3).unwrap();
+    (store, vit)
+}
+
+/// Ranks of nine patches of two images: four segments and three.
+const RANKS: [u32; 18] = [2, 0, 0, 3, 1, 1, 2, 0, 3, 1, 1, 1, 0, 2, 2, 0, 0, 2];
+
+#[test]
+fn without_a_class_token_there_are_patches_alone() {
+    let (store, vit) = patches_only();
+    assert!(store.get("cls_token").is_none());
+    assert_eq!(store.get("pos_embed").unwrap().dims(), [1, 9, 8]);
+    assert_eq!((vit.leading(), encode(&vit, &images(2, SIDE, SIDE), None).dims()), (0, &[2, 9, 8][..]));
+    assert_eq!(encode(&vit, &images(1, 20, 8), None).dims(), [1, 10, 8], "another grid");
+    let mut store = ParamStore::trainable(Streams::new(5), DType::F64, &Device::Cpu);
+    let config = PlainVitConfig { dim: 8, heads: 2, patch: 4, ..PlainVitConfig::default() };
+    PlainVit::new(&mut store.root(), &config.check(SIDE).unwrap().patches_only()).unwrap();
+    assert_eq!(store.get("patch_embed.proj.bias").unwrap().to_vec1::<f64>().unwrap(), [0.0; 8]);
+}
+
+#[test]
+fn an_order_without_limits_is_none() {
+    let (_, vit) = patches_only();
+    let images = images(2, SIDE, SIDE);
+    let seen = vit.forward_in_order(&images, &Sights::of(&[0; 18], 9), &[]).unwrap().tokens;
+    assert!(relative_difference(&seen, &encode(&vit, &images, None)) < 1e-12, "one segment sees itself whole");
+    let (_, with_class) = tiny(DType::F64);
+    let error = with_class.forward_in_order(&images, &Sights::of(&RANKS, 9), &[]).unwrap_err().to_string();
+    assert!(error.contains("class token"), "{error}");
+    assert!(vit.forward_in_order(&images, &Sights::of(&RANKS[..12], 6), &[]).is_err(), "ranks of other patches");
+}
+
+#[test]
+fn gradients_of_both_streams_are_those_of_differences() {
+    let (store, vit) = patches_only();
+    let (images, sights) = (images(2, SIDE, SIDE), Sights::of(&RANKS, 9));
+    check_parameters(&store, is_still, || {
+        let seen = vit.forward_in_order(&images, &sights, &[1])?;
+        let both = (seen.tokens + &seen.tapped[0])?;
+        Ok((both * sample(78, (2, 9, 8))?)?.sum_all()?)
+    })
+    .unwrap();
+    let said = || -> occlude_kernels::Result<Tensor> {
+        Ok((vit.query_stream(&images, &sights)? * sample(79, (2, 9, 8))?)?.sum_all()?)
     };
-    let gradients = backward(&loss()).unwrap();
-    for param in store.trained() {
-        let gradient = gradients.get(&param.tensor).unwrap_or_else(|| panic!("{} has no gradient", param.name));
-        let gradient: Vec<f64> = gradient.flatten_all().unwrap().to_vec1().unwrap();
-        let scale = gradient.iter().fold(1e-3_f64, |most, g| most.max(g.abs()));
-        // The keys' bias moves all scores of a query alike, and so has none.
-        assert!(param.name.ends_with("k.bias") || scale > 1e-3, "{}: a gradient of nothing", param.name);
-        let values: Vec<f64> = param.tensor.flatten_all().unwrap().to_vec1().unwrap();
-        for at in (0..values.len()).step_by(values.len().div_ceil(5)) {
-            let moved = |step: f64| {
-                let mut values = values.clone();
-                values[at] += step;
-                assign(&param.tensor, &Tensor::from_vec(values, param.tensor.shape(), &Device::Cpu).unwrap()).unwrap();
-                loss().to_scalar::<f64>().unwrap()
-            };
-            let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
-            moved(0.0);
-            assert!((slope - gradient[at]).abs() <= 1e-6 * scale, "{}[{at}]: {slope} {}", param.name, gradient[at]);
-        }
+    check_parameters(&store, is_still, said).unwrap();
+}
+
+#[test]
+fn the_query_stream_is_that_of_single_blocks() {
+    let (_, vit) = patches_only();
+    let (images, sights) = (images(2, SIDE, SIDE), Sights::of(&RANKS, 9));
+    let mut content = vit.embed(&images, Grid::new(3, 3), None).unwrap();
+    let mut query = vit.table(Grid::new(3, 3)).unwrap().broadcast_as((2, 9, 8)).unwrap().contiguous().unwrap();
+    let off = &mut DropPath::off();
+    for block in vit.blocks() {
+        query = block.last_stream(&content, &query, sights.memory.clone(), off).unwrap();
+        content = block.mix_seeing(&content, sights.content.clone(), off).unwrap();
     }
+    let expected = vit.norm().forward(&query).unwrap();
+    assert!(relative_difference(&vit.query_stream(&images, &sights).unwrap(), &expected) < 1e-12);
 }
 
 #[test]
