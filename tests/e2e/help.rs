@@ -1,6 +1,6 @@
 //! Every command explains itself, with examples that are real.
 
-use occlude_e2e::Lab;
+use occlude_e2e::{Lab, speckles};
 
 const COMMANDS: &[&str] = &["train", "eval", "features", "report", "draw", "config", "export", "replay", "repro"];
 
@@ -41,12 +41,16 @@ fn examples_about_pictures_draw() {
     let lab = Lab::new();
     let help = lab.occlude("draw --help").succeeds().stdout;
     let examples = examples(&help, "draw");
-    assert_eq!(examples.len(), 3, "{help}");
+    assert_eq!(examples.len(), 6, "{help}");
+    speckles(&lab.path("photo.png"), 24, 1);
     for example in examples {
         let file = lab.occlude(&example).succeeds().stdout;
         let svg = lab.text(file.trim());
         assert!(svg.starts_with("<svg") && svg.matches("<rect").count() > 16, "{example}");
+        assert_eq!(svg.contains("<image"), example.contains("--image"), "{example}");
     }
+    assert!(lab.occlude("draw masks --image photo.png --out no.svg").refuses().contains("--image"));
+    assert!(lab.occlude("draw animation --seconds 0 --out no.svg").refuses().contains("between 1 and 600"));
     let refused = lab.occlude("draw hierarchy --blobs 1 --out no.svg").refuses();
     assert!(refused.contains("blobs = [1]: must be between 2"), "{refused}");
     assert!(lab.occlude("draw serialisations --grid 7 --out no.svg").refuses().contains("side = 2: must divide"));

@@ -101,6 +101,34 @@ impl Chart {
         Self { smooth: true, ..Self::new("Losses", "", "steps", caption, curves) }
     }
 
+    /// The squared error of predicted pixels over steps.
+    #[must_use]
+    pub fn pixel_loss(points: Vec<(f64, f64)>) -> Self {
+        let caption = "Mean squared error of predicted pixels. Where each patch is standardised, 1 is what a flat grey patch \
+                       would get; below it something about the patch was predicted.";
+        let curves = vec![Curve::new("pixels", points)];
+        Self { smooth: true, ..Self::new("Prediction loss", "", "steps", caption, curves) }
+    }
+
+    /// The same, by the place of a segment in the order in which an image is predicted.
+    #[must_use]
+    pub fn losses_by_place(curves: Vec<Curve>) -> Self {
+        let caption = "The first segment sees itself, so its task is to copy. Of the others, later ones have seen more of the \
+                       image: their loss should lie below that of the early ones.";
+        Self { smooth: true, ..Self::new("Loss by place in the order", "", "steps", caption, curves) }
+    }
+
+    /// How many blocks of the encoder a layer of the decoder reads, over steps; `blocks` is how many there are.
+    #[must_use]
+    pub fn skip_entropy(points: Vec<(f64, f64)>, blocks: Option<usize>) -> Self {
+        let ceiling = blocks.map(|blocks| Baseline { name: "all alike".into(), value: (blocks as f64).ln() });
+        let caption = "Entropy of the magnitudes of the skip weights, the mean over the decoder's layers: 0 where a layer reads \
+                       one block of the encoder, the dashed line where it reads all alike.";
+        let curves = vec![Curve::new("entropy of the skips", points)];
+        let baselines = ceiling.into_iter().collect();
+        Self { smooth: true, baselines, ..Self::new("Skip entropy", "nats", "steps", caption, curves) }
+    }
+
     /// The clustering loss over steps.
     #[must_use]
     pub fn clustering_loss(points: Vec<(f64, f64)>) -> Self {

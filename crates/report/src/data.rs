@@ -54,8 +54,13 @@ pub struct ReportData {
     pub tables: Vec<Table>,
     /// Curves over the run.
     pub charts: Part<Chart>,
+    /// What the decoder reads of the encoder, in the order of training; a page shows the first, the last and some
+    /// between. `None` where a method has no trainable skip connections: the page then says nothing about them.
+    pub skips: Option<Part<SkipMatrix>>,
     /// What was hidden.
     pub masks: Part<MaskPicture>,
+    /// Images as they are predicted; `None` where a method predicts no pixels: the page then says nothing about them.
+    pub reconstructions: Option<Part<Reconstruction>>,
     /// Feature maps.
     pub pca: Part<PcaPicture>,
     /// Nearest neighbours of some images.
@@ -146,6 +151,32 @@ pub struct MaskPicture {
     pub hidden: Vec<bool>,
     /// Patches that are predicted.
     pub predicted: Vec<usize>,
+}
+
+/// Weights of trainable skip connections at one moment of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SkipMatrix {
+    /// When: `epoch 100`.
+    pub label: String,
+    /// Decoder layers.
+    pub rows: usize,
+    /// Encoder blocks.
+    pub cols: usize,
+    /// What each decoder layer takes of each encoder block, layer by layer.  [rows * cols]
+    pub weights: Vec<f64>,
+}
+
+/// An image beside what was predicted of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reconstruction {
+    /// The image.
+    pub image: Picture,
+    /// The order in which its segments are predicted, as [`draw::rank_map`](crate::draw::rank_map) paints it.
+    pub ranks: Picture,
+    /// The predictions, pasted patch by patch; as large as the image.
+    pub predicted: Picture,
+    /// What else a reader should know, or empty.
+    pub note: String,
 }
 
 /// An image and its feature maps.

@@ -1,5 +1,6 @@
-//! Pictures made of pictures: masks over images.
+//! Pictures made of pictures and of numbers: masks over images, maps of an order.
 
+use crate::colour::of_rank;
 use crate::{Picture, ReportError, Result};
 
 /// Colour of a hidden patch: neither black nor white, so that it is seen on any page.
@@ -57,6 +58,19 @@ pub fn mask_overlay(image: &Picture, rows: usize, cols: usize, hidden: &[bool], 
     })
 }
 
+/// The place of each cell in an order, row-major, in the colours of [`orders`](crate::orders): dark first, bright last.
+/// A pixel a cell; [`at_least`] enlarges it.
+///
+/// # Errors
+/// The ranks do not fill the grid.
+pub fn rank_map(ranks: &[u32], rows: usize, cols: usize) -> Result<Picture> {
+    if ranks.is_empty() || rows.checked_mul(cols) != Some(ranks.len()) {
+        return Err(ReportError::Mask { rows, cols, message: format!("{} ranks", ranks.len()) });
+    }
+    let last = ranks.iter().max().copied().unwrap_or_default();
+    Picture::new(cols, rows, ranks.iter().flat_map(|rank| of_rank(*rank, last)).collect())
+}
+
 /// Distance of pixel `at` from the first and the last pixel of its cell.
 fn edges(at: usize, cell: usize, cells: usize, side: usize) -> (usize, usize) {
     let start = (cell * side).div_ceil(cells);
@@ -66,7 +80,7 @@ fn edges(at: usize, cell: usize, cells: usize, side: usize) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::{HIDDEN, MARK, mask_overlay};
+    use super::{HIDDEN, MARK, mask_overlay, rank_map};
     use crate::{Picture, ReportError};
 
     const RED: [u8; 3] = [200, 10, 20];
@@ -112,6 +126,23 @@ mod tests {
     fn a_small_image_is_enlarged_by_a_whole_factor() {
         let overlay = mask_overlay(&plain(32, 32), 8, 8, &[false; 64], &[]).unwrap();
         assert_eq!((overlay.width(), overlay.height()), (192, 192));
+    }
+
+    #[test]
+    fn a_rank_map_has_the_colours_of_orders() {
+        let map = rank_map(&[0, 2, 1, 2, 0, 1], 2, 3).unwrap();
+        assert_eq!((map.width(), map.height()), (3, 2));
+        assert_eq!([map.at(0, 0), map.at(2, 0), map.at(0, 1)], [[68, 1, 84], [33, 145, 140], [253, 231, 37]]);
+        assert_eq!(rank_map(&[0], 1, 1).unwrap().at(0, 0), [68, 1, 84]);
+        assert!(rank_map(&[0, u32::MAX], 1, 2).is_ok());
+    }
+
+    #[test]
+    fn ranks_that_do_not_fit_are_refused() {
+        for (rows, cols, count) in [(2, 2, 3), (0, 4, 0), (0, 0, 0), (usize::MAX, 2, 6)] {
+            let refused = rank_map(&vec![0; count], rows, cols);
+            assert!(matches!(refused, Err(ReportError::Mask { .. })), "{rows} x {cols}");
+        }
     }
 
     #[test]

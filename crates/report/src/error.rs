@@ -29,6 +29,35 @@ pub enum ReportError {
         /// What does not fit.
         message: String,
     },
+    /// There is no picture to draw.
+    #[error("there is no picture to draw")]
+    NoPicture,
+    /// A cycle of an animation that is too short to follow or too long to wait for.
+    #[error("a cycle of {seconds} s: must be between 1 and 600 s")]
+    Seconds {
+        /// What was asked for.
+        seconds: f64,
+    },
+    /// Skip connections without one weight for each pair of a decoder layer and an encoder block.
+    #[error("skip connections {label:?}: {rows} decoder layers of {cols} encoder blocks each, {got} weights")]
+    Skips {
+        /// Which.
+        label: String,
+        /// Decoder layers.
+        rows: usize,
+        /// Encoder blocks.
+        cols: usize,
+        /// Weights given.
+        got: usize,
+    },
+    /// A prediction does not have the sides of its image.
+    #[error("a prediction of {} x {} pixels for an image of {} x {}", .predicted.0, .predicted.1, .image.0, .image.1)]
+    Prediction {
+        /// Width and height of the image.
+        image: (usize, usize),
+        /// Width and height of the prediction.
+        predicted: (usize, usize),
+    },
     /// A picture could not be encoded.
     #[error("a picture could not be encoded")]
     Png(#[from] image::ImageError),

@@ -1,11 +1,12 @@
-//! The HTML report of a run: scores, curves, masks, feature maps, neighbours, clusters, settings.
+//! The HTML report of a run: scores, curves, masks, predictions, feature maps, neighbours, clusters, settings.
 //!
 //! A caller fills [`ReportData`] with plain numbers and pictures, and [`render`] makes one page of it that needs nothing
 //! else: no script, no network, pictures inside. [`draw`] holds the picture helpers, for others to use too; [`orders`] and
-//! [`sights`] draw how an image is taken apart, as SVG.
+//! [`sights`] draw how an image is taken apart, as SVG, and [`animation`] shows it happen.
 //!
 //! Invariants: the page refers to nothing outside itself; every string of the caller is escaped, so that a class may be
-//! called `<script>`; equal data give equal bytes; a part without data is left out with a sentence that says why.
+//! called `<script>`; equal data give equal bytes; a part without data is left out with a sentence that says why, and
+//! one that a method does not have is not mentioned.
 //! Not here: how numbers and pictures were made (`eval`, the command), and where the page is written.
 //!
 //! ```
@@ -21,19 +22,23 @@
 //! ```
 
 mod chart;
+mod colour;
 mod data;
 pub mod draw;
 mod error;
 mod markup;
 mod page;
 mod picture;
+mod reconstructions;
 mod serial;
+mod skips;
 
 pub use chart::{Baseline, Chart, Curve};
 pub use data::{
-    Cluster, Fact, Highlight, MaskPicture, Neighbour, NeighbourRow, Part, PcaMap, PcaPicture, ReportData, Score, Table,
+    Cluster, Fact, Highlight, MaskPicture, Neighbour, NeighbourRow, Part, PcaMap, PcaPicture, Reconstruction,
+    ReportData, Score, SkipMatrix, Table,
 };
 pub use error::{ReportError, Result};
 pub use page::render;
 pub use picture::Picture;
-pub use serial::{OrderPicture, SightPicture, orders, sights};
+pub use serial::{OrderPicture, SightPicture, animation, orders, sights};

@@ -60,6 +60,16 @@ pub(crate) fn void(tag: &str, attributes: &[(&str, &str)]) -> Markup {
     Markup(format!("<{tag}{}>", written(attributes)))
 }
 
+/// An element of this text and class.
+pub(crate) fn classed(tag: &str, class: &str, text: &str) -> Markup {
+    element(tag, &[("class", class)], text)
+}
+
+/// An element of this text, or nothing where it is empty.
+pub(crate) fn optional(tag: &str, class: &str, text: &str) -> Markup {
+    if text.is_empty() { Markup::default() } else { classed(tag, class, text) }
+}
+
 fn written(attributes: &[(&str, &str)]) -> String {
     attributes.iter().map(|(name, value)| format!(" {name}=\"{}\"", escaped(value))).collect()
 }

@@ -1,12 +1,9 @@
 //! The page: one function a section, in reading order.
 
 use crate::draw::mask_overlay;
-use crate::markup::{Markup, element, void};
+use crate::markup::{Markup, classed, element, optional, void};
 use crate::{Chart, Cluster, Fact, Highlight, MaskPicture, Neighbour, NeighbourRow, Part, PcaPicture};
-use crate::{Picture, ReportData, Result, Score, Table};
-
-/// Pictures up to this side are shown with hard pixel edges.
-const PIXELATED_UP_TO: usize = 96;
+use crate::{Picture, ReportData, Result, Score, Table, reconstructions, skips};
 
 /// A section of the page.
 struct Section {
@@ -18,19 +15,24 @@ struct Section {
 /// The report as one HTML page.
 ///
 /// # Errors
-/// A mask that does not fit its image, or a picture or chart that cannot be drawn.
+/// A mask that does not fit its image, weights that do not fill their matrix, a prediction that has not the size of its
+/// image, or a picture or chart that cannot be drawn.
 pub fn render(data: &ReportData) -> Result<String> {
+    let predicted = data.reconstructions.as_ref();
     let sections = [
-        section("scores", "Scores", SCORES, &data.scores, |items| {
+        section("scores", "Scores", SCORES, Some(&data.scores), |items| {
             Ok([scores(items), data.tables.iter().map(table).collect()].into())
         })?,
-        section("curves", "Curves", CURVES, &data.charts, charts)?,
-        section("masks", "What the student sees", MASKS, &data.masks, masks)?,
-        section("features", "Feature maps", FEATURES, &data.pca, maps)?,
-        section("neighbours", "Nearest neighbours", NEIGHBOURS, &data.neighbours, neighbours)?,
-        section("clusters", "Clusters", CLUSTERS, &data.clusters, clusters)?,
-        Section { id: "run", title: "Run and settings", body: run(data) },
+        section("curves", "Curves", CURVES, Some(&data.charts), charts)?,
+        section("skips", "Skip connections", skips::LEAD, data.skips.as_ref(), skips::body)?,
+        section("masks", "What the student sees", MASKS, Some(&data.masks), masks)?,
+        section("predictions", "Predictions", reconstructions::LEAD, predicted, reconstructions::body)?,
+        section("features", "Feature maps", FEATURES, Some(&data.pca), maps)?,
+        section("neighbours", "Nearest neighbours", NEIGHBOURS, Some(&data.neighbours), neighbours)?,
+        section("clusters", "Clusters", CLUSTERS, Some(&data.clusters), clusters)?,
+        Some(Section { id: "run", title: "Run and settings", body: run(data) }),
     ];
+    let sections: Vec<Section> = sections.into_iter().flatten().collect();
     let body = element("div", &[("class", "frame")], [head(data), contents(&sections), main(sections)]);
     let head = element(
         "head",
@@ -60,19 +62,20 @@ const NEIGHBOURS: &str = "On the left an image, then the images whose features a
 const CLUSTERS: &str = "Some of the patches that the network assigns to one prototype, and the prototype's share of all \
                         patches. A good prototype shows one texture, part or situation, not one colour.";
 
-/// A section of the items of a part, or of the reason why there are none.
+/// A section of the items of a part, or of the reason why there are none; nothing where the method has no such part.
 fn section<T>(
     id: &'static str,
     title: &'static str,
     lead: &str,
-    part: &Part<T>,
+    part: Option<&Part<T>>,
     body: impl FnOnce(&[T]) -> Result<Markup>,
-) -> Result<Section> {
+) -> Result<Option<Section>> {
+    let Some(part) = part else { return Ok(None) };
     let body = match part.items() {
-        Ok(items) => [element("p", &[("class", "lead")], lead), body(items)?].into(),
-        Err(why) => element("p", &[("class", "absent")], why),
+        Ok(items) => [classed("p", "lead", lead), body(items)?].into(),
+        Err(why) => classed("p", "absent", why),
     };
-    Ok(Section { id, title, body })
+    Ok(Some(Section { id, title, body }))
 }
 
 fn head(data: &ReportData) -> Markup {
@@ -111,7 +114,7 @@ fn contents(sections: &[Section]) -> Markup {
     element("nav", &[("aria-label", "Contents")], element("ol", &[], links.collect::<Vec<_>>()))
 }
 
-fn main<const N: usize>(sections: [Section; N]) -> Markup {
+fn main(sections: Vec<Section>) -> Markup {
     let sections = sections.into_iter().map(|Section { id, title, body }| {
         let heading = format!("{id}-title");
         let title = element("h2", &[("id", &heading)], title);
@@ -208,14 +211,16 @@ fn maps(rows: &[PcaPicture]) -> Result<Markup> {
 }
 
 fn map_row(number: usize, row: &PcaPicture) -> Result<Markup> {
-    let column = |picture: &Picture, alt: &str, name: &str| -> Result<Markup> {
-        Ok(element("div", &[], [img(picture, alt)?, element("p", &[], name)]))
-    };
     let mut columns = vec![column(&row.image, &format!("Image {number}"), "image")?];
     for map in &row.maps {
         columns.push(column(&map.picture, &format!("Feature map of image {number}: {}", map.name), &map.name)?);
     }
     Ok(element("div", &[("class", "map-row")], columns))
+}
+
+/// A picture with its name under it.
+pub(crate) fn column(picture: &Picture, alt: &str, name: &str) -> Result<Markup> {
+    Ok(element("div", &[], [img(picture, alt)?, element("p", &[], name)]))
 }
 
 fn neighbours(rows: &[NeighbourRow]) -> Result<Markup> {
@@ -276,17 +281,8 @@ fn run(data: &ReportData) -> Markup {
 
 fn img(picture: &Picture, alt: &str) -> Result<Markup> {
     let (width, height) = (picture.width(), picture.height());
-    let class = if width.max(height) <= PIXELATED_UP_TO { "pixels" } else { "photo" };
+    let class = if picture.has_hard_edges() { "pixels" } else { "photo" };
     let (width, height, source) = (width.to_string(), height.to_string(), picture.data_uri()?);
     let attributes = [("class", class), ("src", source.as_str()), ("width", &width), ("height", &height), ("alt", alt)];
     Ok(void("img", &attributes))
-}
-
-fn classed(tag: &str, class: &str, text: &str) -> Markup {
-    element(tag, &[("class", class)], text)
-}
-
-/// An element of this text, or nothing where it is empty.
-fn optional(tag: &str, class: &str, text: &str) -> Markup {
-    if text.is_empty() { Markup::default() } else { classed(tag, class, text) }
 }

@@ -6,6 +6,9 @@ use base64::engine::general_purpose::STANDARD;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
+/// Pictures up to this side are shown with hard pixel edges.
+const PIXELATED_UP_TO: usize = 96;
+
 /// An 8-bit RGB picture. Its bytes always fill its sides.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
@@ -52,6 +55,11 @@ impl Picture {
     #[must_use]
     pub fn height(&self) -> usize {
         self.height
+    }
+
+    /// Whether it has so few pixels that each is shown as a square.
+    pub(crate) fn has_hard_edges(&self) -> bool {
+        self.width.max(self.height) <= PIXELATED_UP_TO
     }
 
     /// The RGB bytes, row by row.

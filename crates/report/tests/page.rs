@@ -5,13 +5,19 @@
 use base64::Engine;
 use occlude_report::{
     Baseline, Chart, Cluster, Curve, Fact, Highlight, MaskPicture, Neighbour, NeighbourRow, Part, PcaMap, PcaPicture,
-    Picture, ReportData, ReportError, Score, Table, render,
+    Picture, Reconstruction, ReportData, ReportError, Score, SkipMatrix, Table, render,
 };
 
 const HOSTILE: &str = "<script>alert('\"&</title></style>--><img src=x onerror=alert(1)>";
 
 fn picture(side: usize) -> Picture {
     Picture::from_fn(side, side, |x, y| [(x * 7) as u8, (y * 11) as u8, 90]).unwrap()
+}
+
+/// Three decoder layers over four encoder blocks.
+fn skips(label: String, first: f64) -> SkipMatrix {
+    let weights = (0..12).map(|cell| if cell == 0 { first } else { f64::from(cell) / 5.0 - 1.0 }).collect();
+    SkipMatrix { label, rows: 3, cols: 4, weights }
 }
 
 /// A page with everything on it, each string of the caller being `text`.
@@ -40,6 +46,7 @@ fn full(text: &str) -> ReportData {
             rows: vec![vec![text(), text()]; 2],
         }],
         charts: vec![odd, Chart::losses(vec![Curve::new(text(), ramp(5_000))])].into(),
+        skips: Some(vec![skips(text(), 0.0), skips(text(), f64::NAN)].into()),
         masks: vec![MaskPicture {
             image: picture(32),
             rows: 4,
@@ -48,6 +55,9 @@ fn full(text: &str) -> ReportData {
             predicted: vec![7],
         }]
         .into(),
+        reconstructions: Some(
+            vec![Reconstruction { image: picture(32), ranks: picture(8), predicted: picture(32), note: text() }].into(),
+        ),
         pca: vec![PcaPicture { image: picture(64), maps: vec![PcaMap { name: text(), picture: picture(8) }] }].into(),
         neighbours: vec![NeighbourRow {
             query: picture(32),
@@ -115,7 +125,7 @@ fn a_page_is_balanced_and_alone() {
 fn every_image_decodes_and_is_described() {
     let tags = tags(&render(&full("words")).unwrap());
     let images: Vec<String> = tags.into_iter().filter(|tag| tag.starts_with("img")).collect();
-    assert_eq!(images.len(), 2 + 2 + 4 + 2, "mask pair, image and map, query and neighbours, patches");
+    assert_eq!(images.len(), 2 + 3 + 2 + 4 + 2, "mask pair, prediction, image and map, query and neighbours, patches");
     let sources = attribute(&images, "src");
     let sides = attribute(&images, "width");
     for (source, side) in sources.iter().zip(sides) {
@@ -138,8 +148,9 @@ fn the_structure_is_as_written() {
             format!("{} {id}", tag.split(' ').next().unwrap()).trim().to_owned()
         })
         .collect();
-    let expected = "h1, section scores, table, table, section curves, figure, svg, figure, svg, section masks, figure, \
-                    section features, section neighbours, section clusters, section run, details";
+    let expected = "h1, section scores, table, table, section curves, figure, svg, figure, svg, section skips, figure, svg, \
+                    figure, svg, svg, section masks, figure, section predictions, figure, section features, \
+                    section neighbours, section clusters, section run, details";
     assert_eq!(outline.join(", "), expected);
     for class in ["tile query", "tile same", "tile other", "absent"] {
         let count = html.matches(&format!("class=\"{class}\"")).count();
@@ -171,6 +182,30 @@ fn what_is_absent_is_left_out_with_a_reason() {
     assert_eq!(html.matches("<section").count(), 7);
     assert_eq!(html.matches("class=\"absent\"").count(), 8, "six parts, the facts and the settings");
     assert!(!html.contains("<img") && !html.contains("<table") && !html.contains("<svg"));
+}
+
+#[test]
+fn what_a_method_does_not_have_is_not_mentioned() {
+    let capi = ReportData { skips: None, reconstructions: None, ..full("words") };
+    let html = render(&capi).unwrap();
+    for word in ["skip", "encoder block", "id=\"predictions\"", "#predictions"] {
+        assert!(!html.contains(word), "{word}");
+    }
+    // A method that has them says why they are missing.
+    let why = "The run ended before its first epoch.";
+    let bare = ReportData { skips: Some(Part::absent(why)), reconstructions: Some(Vec::new().into()), ..full("words") };
+    let html = render(&bare).unwrap();
+    assert!(html.contains(why) && html.contains("href=\"#skips\"") && html.contains("href=\"#predictions\""));
+}
+
+#[test]
+fn a_part_of_wrong_size_is_an_error() {
+    let short = SkipMatrix { weights: vec![1.0], ..skips("epoch 1".into(), 0.0) };
+    let refused = render(&ReportData { skips: Some(vec![short].into()), ..ReportData::default() });
+    assert!(matches!(refused, Err(ReportError::Skips { rows: 3, cols: 4, got: 1, .. })));
+    let row = Reconstruction { image: picture(32), ranks: picture(8), predicted: picture(30), note: String::new() };
+    let refused = render(&ReportData { reconstructions: Some(vec![row].into()), ..ReportData::default() });
+    assert!(matches!(refused, Err(ReportError::Prediction { image: (32, 32), predicted: (30, 30) })));
 }
 
 #[test]
