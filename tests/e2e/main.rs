@@ -9,6 +9,7 @@ mod export;
 mod features;
 mod help;
 mod moca;
+mod randsac;
 mod report;
 mod repro;
 mod resume;

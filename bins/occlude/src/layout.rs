@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use occlude_checkpoint::Result;
-use occlude_checkpoint::layouts::{Imported, Model, capi, moca};
+use occlude_checkpoint::layouts::{Imported, Model, capi, moca, plain};
 use occlude_kernels::StateDict;
 use occlude_methods::MethodConfig;
 use std::fmt;
@@ -15,6 +15,10 @@ pub(crate) enum Layout {
     Capi,
     /// The official MOCA files: an encoder (`cls_token`, `blocks.*`), or with `--full` the training state.
     Moca,
+    /// RandSAC: an encoder (`patch_embed.*`, `blocks.*`, `norm.*`), or with `--full` the decoder too.
+    Randsac,
+    /// The files of masked autoencoders: as `randsac`, with a class token.
+    Mae,
 }
 
 impl Layout {
@@ -23,6 +27,8 @@ impl Layout {
         match method {
             MethodConfig::Capi(_) => Self::Capi,
             MethodConfig::Moca(_) => Self::Moca,
+            MethodConfig::Randsac(_) => Self::Randsac,
+            MethodConfig::Mae(_) => Self::Mae,
         }
     }
 
@@ -34,6 +40,7 @@ impl Layout {
                 capi::read(file, &student.state, Model::Average, capi::Scope::All)
             }
             Self::Moca => moca::read_all(file, state),
+            Self::Randsac | Self::Mae => plain::read(file, state),
         }
     }
 }
@@ -43,6 +50,8 @@ impl fmt::Display for Layout {
         f.write_str(match self {
             Self::Capi => "capi",
             Self::Moca => "moca",
+            Self::Randsac => "randsac",
+            Self::Mae => "mae",
         })
     }
 }

@@ -3,14 +3,14 @@
 use crate::log::one_line;
 use crate::open::{Images, weights};
 use anyhow::Result;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use occlude_config::Run;
 use occlude_data::{Dataset, EvalMode, Image};
 use occlude_eval::{FeatureRequest, PcaMaps, choose, cluster_gallery, features_of, neighbours, pca_maps};
-use occlude_methods::Method;
+use occlude_methods::{Method, Painted};
 use occlude_random::Streams;
 use occlude_report::{
-    Cluster, MaskPicture, Neighbour, NeighbourRow, Part, PcaMap, PcaPicture, Picture, ReportData, draw,
+    Cluster, MaskPicture, Neighbour, NeighbourRow, Part, PcaMap, PcaPicture, Picture, Reconstruction, ReportData, draw,
 };
 
 /// Pictures of each kind.
@@ -40,6 +40,11 @@ impl Pictures<'_> {
     /// Fills the parts of the report that show images. A part that cannot be made says why; the rest of the page stands.
     pub(crate) fn fill(&self, data: &mut ReportData) {
         data.masks = made("masks", self.masks().map(Part::from));
+        data.reconstructions = match self.reconstructions() {
+            Ok(None) => None, // It predicts something else.
+            Ok(Some(rows)) => Some(rows.into()),
+            Err(error) => Some(made("predictions", Err(error))),
+        };
         data.pca = made("feature maps", self.maps().map(Part::from));
         data.neighbours = made("neighbours", self.neighbours());
         data.clusters = made("clusters", self.clusters());
@@ -69,6 +74,31 @@ impl Pictures<'_> {
             pictures.push(MaskPicture { image, rows, cols, hidden: mask.hidden, predicted: mask.predicted });
         }
         Ok(pictures)
+    }
+
+    /// The same training images as under the masks, beside what is predicted of them; `None` where pixels are not predicted.
+    fn reconstructions(&self) -> Result<Option<Vec<Reconstruction>>> {
+        let (transform, streams) = (&self.images.transform, Streams::new(self.run.seed));
+        let (grid, size) = (self.run.method.grid(), transform.size());
+        let chosen = self.some(&*self.images.train, SHOWN, "report/masked");
+        let read = chosen.iter().filter_map(|&index| self.images.train.read(index).ok());
+        let images: Vec<Image> = read.collect();
+        let values: Vec<f32> = images.iter().flat_map(|image| transform.apply(image)).collect();
+        let batch = Tensor::from_vec(values, (images.len(), 3, size, size), self.device)?;
+        let mut stream = |image: usize| streams.stream("report/mask", 0, image as u64);
+        let Some(Painted { ranks, images: predicted }) = self.method.paint(&batch, &mut stream)? else {
+            return Ok(None);
+        };
+        let rows = images.iter().zip(ranks.chunks(grid.count())).enumerate().map(|(at, (image, ranks))| {
+            let said: Vec<f32> = predicted.get(at)?.flatten_all()?.to_vec1()?;
+            Ok(Reconstruction {
+                image: picture(&transform.picture(image))?,
+                ranks: draw::at_least(&draw::rank_map(ranks, grid.rows, grid.cols)?, SIDE)?,
+                predicted: picture(&transform.normalize().picture(&said, size, size))?,
+                note: self.run.method.says_of(ranks),
+            })
+        });
+        rows.collect::<Result<_>>().map(Some)
     }
 
     fn maps(&self) -> Result<Vec<PcaPicture>> {

@@ -6,11 +6,20 @@ use anyhow::{Context, Result};
 use occlude_checkpoint::{Checkpoint, RunDir};
 use occlude_config::RunConfig;
 use occlude_eval::Pooling;
-use occlude_methods::{MethodConfig, capi::LossKind};
-use occlude_report::{Chart, Curve, Fact, Highlight, ReportData, Score};
-use occlude_trainer::{ProbeRow, StepRow, Summary};
+use occlude_methods::{MethodConfig, capi::LossKind, randsac::Architecture};
+use occlude_report::{Chart, Curve, Fact, Highlight, Part, ReportData, Score, SkipMatrix};
+use occlude_trainer::{MatrixRow, ProbeRow, StepRow, Summary};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+
+/// Losses by the place of a segment in the order, and what they are called.
+const PLACES: [(&str, &str); 5] = [
+    ("loss_first", "first segment"),
+    ("loss_quarter_1", "first quarter"),
+    ("loss_quarter_2", "second quarter"),
+    ("loss_quarter_3", "third quarter"),
+    ("loss_quarter_4", "last quarter"),
+];
 
 /// The numbers of a run as of `checkpoint`: its summary, or, where a kill came before that was written, what the
 /// checkpoint itself knows.
@@ -27,13 +36,15 @@ pub(crate) fn summary(dir: &RunDir, checkpoint: &Checkpoint) -> Result<Summary> 
 pub(crate) fn write(dir: &RunDir, config: &RunConfig, summary: &Summary, pictures: &Pictures<'_>) -> Result<()> {
     let stored = Scores::read(dir, summary.steps)?;
     let whole = dir.path().canonicalize().unwrap_or_else(|_| dir.path().to_owned());
+    let history = History::read(dir)?;
     let mut data = ReportData {
         title: whole.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
         summary: sentence(config),
         highlights: highlights(summary),
         scores: stored.as_ref().map_or_else(|| scores(config, summary), shown).into(),
         tables: stored.as_ref().map(Scores::tables).unwrap_or_default(),
-        charts: charts(dir, config, summary)?.into(),
+        charts: charts(&history, config, summary).into(),
+        skips: skips(&history, config),
         facts: facts(dir, summary),
         settings: config.to_toml()?,
         ..ReportData::default()
@@ -92,28 +103,52 @@ fn scores(config: &RunConfig, summary: &Summary) -> Vec<Score> {
 }
 
 /// Rows of `metrics.jsonl`.
-fn metrics(dir: &RunDir) -> Result<(Vec<StepRow>, Vec<ProbeRow>)> {
-    let file = dir.metrics_file();
-    let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    let (mut steps, mut probes) = (Vec::new(), Vec::new());
-    for line in text.lines() {
-        // A line cut short by a kill is taken back when the run resumes; a report made before that leaves it out.
-        let Ok(row) = serde_json::from_str::<serde_json::Value>(line) else { continue };
-        if row.get("scores").is_some() {
-            probes.extend(serde_json::from_value::<ProbeRow>(row));
-        } else {
-            steps.extend(serde_json::from_value::<StepRow>(row));
-        }
-    }
-    Ok((steps, probes))
+#[derive(Default)]
+struct History {
+    steps: Vec<StepRow>,
+    probes: Vec<ProbeRow>,
+    matrices: Vec<MatrixRow>,
 }
 
-fn charts(dir: &RunDir, config: &RunConfig, summary: &Summary) -> Result<Vec<Chart>> {
-    let (steps, probes) = metrics(dir)?;
+impl History {
+    fn read(dir: &RunDir) -> Result<Self> {
+        let file = dir.metrics_file();
+        let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let mut history = Self::default();
+        for line in text.lines() {
+            // A line cut short by a kill is taken back when the run resumes; a report made before that leaves it out.
+            let Ok(row) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+            if row.get("scores").is_some() {
+                history.probes.extend(serde_json::from_value::<ProbeRow>(row));
+            } else if row.get("matrix").is_some() {
+                history.matrices.extend(serde_json::from_value::<MatrixRow>(row));
+            } else {
+                history.steps.extend(serde_json::from_value::<StepRow>(row));
+            }
+        }
+        Ok(history)
+    }
+}
+
+/// The skips as they were during the run; `None` where the method has none.
+fn skips(history: &History, config: &RunConfig) -> Option<Part<SkipMatrix>> {
+    let MethodConfig::Randsac(randsac) = &config.method else { return None };
+    let label = |row: &MatrixRow| match row.step {
+        0 => "at the start".to_owned(),
+        _ => format!("epoch {}", (100.0 * row.epoch).round() / 100.0),
+    };
+    let matrix =
+        |row: &MatrixRow| SkipMatrix { label: label(row), rows: row.rows, cols: row.cols, weights: row.values.clone() };
+    let shown: Vec<SkipMatrix> = history.matrices.iter().filter(|row| row.matrix == "skips").map(matrix).collect();
+    (randsac.architecture == Architecture::Skip).then(|| shown.into())
+}
+
+fn charts(History { steps, probes, .. }: &History, config: &RunConfig, summary: &Summary) -> Vec<Chart> {
     let batch = (config.train.batch * config.train.accumulate) as f64;
     let knn: Vec<(f64, f64)> =
         probes.iter().filter_map(|row| Some((row.step as f64 * batch, row.scores.get("knn")?))).collect();
-    let losses = series(&steps, |row| &row.losses.0);
+    let losses = series(steps, |row| &row.losses.0);
+    let metrics = series(steps, |row| &row.metrics.0);
     let mut charts = Vec::new();
     if !knn.is_empty() {
         let mut chart = Chart::knn(knn, summary.knn_pixels, summary.knn_random_weights);
@@ -133,12 +168,27 @@ fn charts(dir: &RunDir, config: &RunConfig, summary: &Summary) -> Result<Vec<Cha
     if let Some(points) = losses.get("clustering") {
         charts.push(Chart::clustering_loss(points.clone()));
     }
-    if let Some(points) = series(&steps, |row| &row.metrics.0).get("target_entropy") {
+    charts.extend(losses.get("pixels").map(|points| Chart::pixel_loss(points.clone())));
+    let of_places = PLACES.iter().filter_map(|(key, name)| Some(Curve::new(*name, metrics.get(*key)?.clone())));
+    let of_places: Vec<Curve> = of_places.collect();
+    if !of_places.is_empty() {
+        charts.push(Chart::losses_by_place(of_places));
+    }
+    charts.extend(metrics.get("skip_entropy").map(|points| Chart::skip_entropy(points.clone(), blocks(config))));
+    if let Some(points) = metrics.get("target_entropy") {
         charts.push(Chart::target_entropy(points.clone(), config.method.classes().map(|count| (count as f64).ln())));
     }
-    let rates = series(&steps, |row| &row.lr.0).into_iter().map(|(name, points)| Curve::new(name, points));
+    let rates = series(steps, |row| &row.lr.0).into_iter().map(|(name, points)| Curve::new(name, points));
     charts.push(Chart::learning_rates(rates.collect()));
-    Ok(charts)
+    charts
+}
+
+/// Blocks of the encoder that skips read.
+fn blocks(config: &RunConfig) -> Option<usize> {
+    match &config.method {
+        MethodConfig::Randsac(randsac) => Some(randsac.encoder.depth),
+        _ => None,
+    }
 }
 
 /// Among how many images neighbours are looked for: fewer make a lower score, so the curve may end below the table.

@@ -16,7 +16,9 @@ pub(crate) const FILE: &str = "scores.json";
 pub(crate) struct Scores {
     /// Steps the weights have seen.
     pub(crate) step: u64,
-    pub(crate) weights: WeightsChoice,
+    /// Which of two networks; none of a method that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) weights: Option<WeightsChoice>,
     /// In the order of the settings: the first is the run's `knn`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) knn: Vec<Of<KnnReport>>,
@@ -51,7 +53,7 @@ pub(crate) struct Row {
 }
 
 impl Scores {
-    pub(crate) fn empty(step: u64, weights: WeightsChoice) -> Self {
+    pub(crate) fn empty(step: u64, weights: Option<WeightsChoice>) -> Self {
         Self { step, weights, knn: Vec::new(), linear: Vec::new(), lowshot: None, random: None, pixels: None }
     }
 
@@ -88,17 +90,21 @@ impl Scores {
 
     /// The table, the run's own scores first.
     pub(crate) fn rows(&self) -> Vec<Row> {
-        let which = if self.weights == WeightsChoice::Teacher { "teacher" } else { "student" };
+        let which = match self.weights {
+            Some(WeightsChoice::Teacher) => "teacher, ",
+            Some(WeightsChoice::Student) => "student, ",
+            None => "",
+        };
         let own = self.knn.iter().map(|Of { pooling, report }| Row {
             name: format!("k-NN, {} pooling", pooling_name(*pooling)),
             percent: report.canonical.accuracy,
-            note: format!("{which}, {}", voted(report)),
+            note: format!("{which}{}", voted(report)),
             baseline: false,
         });
         let linear = self.linear.iter().map(|Of { pooling, report }| Row {
             name: format!("linear probe, {} pooling", pooling_name(*pooling)),
             percent: report.accuracy,
-            note: format!("{which}, {}", learned(report)),
+            note: format!("{which}{}", learned(report)),
             baseline: false,
         });
         let level = |name: &str, report: &KnnReport| Row {
@@ -119,7 +125,7 @@ impl Scores {
             name: format!("low-shot, {}", score.split),
             percent: score.mean,
             note: format!(
-                "{which}, \u{b1} {:.2} over {} subsets of {} images, lambda {}, {} test images{}",
+                "{which}\u{b1} {:.2} over {} subsets of {} images, lambda {}, {} test images{}",
                 score.deviation,
                 score.accuracies.len(),
                 ranged(&score.images),
@@ -221,7 +227,7 @@ fn setting(score: &KnnScore) -> String {
 }
 
 fn learned(report: &LinearReport) -> String {
-    let LinearReport { protocol, best, train, test, .. } = report;
+    let LinearReport { protocol, best, trials, train, test, .. } = report;
     let setting = format!("lr {}, weight decay {}", best.lr, best.weight_decay);
     match protocol {
         LinearProtocol::Capi => format!("{setting}, {train} training images, {test} test images"),
@@ -230,6 +236,12 @@ fn learned(report: &LinearReport) -> String {
             format!(
                 "best of all heads and epochs on the {test} test images: {setting}, epoch {epoch}; {train} training images"
             )
+        }
+        LinearProtocol::Mae => {
+            // Of several rates the best was chosen on the test images.
+            let chosen =
+                if trials.len() > 1 { format!("best of {} on the test images: ", trials.len()) } else { String::new() };
+            format!("{chosen}{setting}, {train} training images, {test} test images")
         }
     }
 }

@@ -35,7 +35,8 @@ impl Scoring<'_> {
         }
         let settings = &self.run.eval;
         let extractor = method.extractor(weights(self.weights));
-        let mut scores = Scores::empty(self.step, self.weights);
+        let several = self.run.method.has_teacher();
+        let mut scores = Scores::empty(self.step, several.then_some(self.weights));
         if settings.scores(Protocol::Knn) || settings.scores(Protocol::Linear) {
             self.classify(&*extractor, stages, &mut scores)?;
         }

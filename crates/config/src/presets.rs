@@ -15,6 +15,12 @@ const CAPI_ABLATION: &str = include_str!("../presets/capi-ablation.toml");
 const MOCA: &str = include_str!("../presets/moca-paper.toml");
 const MOCA_V1: &str = include_str!("../presets/moca-v1.toml");
 const MOCA_ABLATION: &str = include_str!("../presets/moca-ablation.toml");
+const RANDSAC_CIFAR: &str = include_str!("../presets/randsac-cifar.toml");
+const RANDSAC_CIFAR_ARCH: &str = include_str!("../presets/randsac-cifar-arch.toml");
+const RANDSAC_LOWDATA: &str = include_str!("../presets/randsac-lowdata.toml");
+const RANDSAC_IN100: &str = include_str!("../presets/randsac-in100.toml");
+const RANDSAC_IN1K: &str = include_str!("../presets/randsac-in1k.toml");
+const MAE_LOWDATA: &str = include_str!("../presets/mae-lowdata.toml");
 
 /// Name and texts, each laid over those before it, of each preset: the model sizes of the papers with their recipes.
 const PRESETS: &[(&str, &[&str])] = &[
@@ -25,6 +31,12 @@ const PRESETS: &[(&str, &[&str])] = &[
     ("moca-paper", &[MOCA]),
     ("moca-v1", &[MOCA, MOCA_V1]),
     ("moca-ablation", &[MOCA, MOCA_ABLATION]),
+    ("randsac-cifar", &[RANDSAC_CIFAR]),
+    ("randsac-cifar-arch", &[RANDSAC_CIFAR, RANDSAC_CIFAR_ARCH]),
+    ("randsac-lowdata", &[RANDSAC_CIFAR, RANDSAC_CIFAR_ARCH, RANDSAC_LOWDATA]),
+    ("randsac-in100", &[RANDSAC_IN100]),
+    ("randsac-in1k", &[RANDSAC_IN100, RANDSAC_IN1K]),
+    ("mae-lowdata", &[MAE_LOWDATA]),
 ];
 
 /// The names that `preset = "..."` takes.

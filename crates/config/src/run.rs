@@ -233,7 +233,8 @@ impl RunConfig {
     fn reachable(&self, images: Option<usize>, of_an_image: usize) -> Result<()> {
         let prototypes = match &self.method {
             MethodConfig::Capi(_) => self.method.classes(),
-            MethodConfig::Moca(_) => None, // A word is a token itself.
+            // A word is a token itself, and pixels are no classes.
+            MethodConfig::Moca(_) | MethodConfig::Randsac(_) | MethodConfig::Mae(_) => None,
         };
         if let (Some(images), Some(prototypes)) = (images, prototypes) {
             let patches = images.saturating_mul(of_an_image);

@@ -80,6 +80,21 @@ impl Normalize {
         Ok(Self { mean, std, table })
     }
 
+    /// The picture that normalised values `[3, height, width]` come nearest to: what is too dark or too bright is cut off, and
+    /// what is no number is black.
+    #[must_use]
+    pub fn picture(&self, values: &[f32], width: usize, height: usize) -> Image {
+        let (count, mut pixels) = (width * height, Vec::with_capacity(3 * width * height));
+        for at in 0..count {
+            for channel in 0..3 {
+                let value = values.get(channel * count + at).copied().unwrap_or(0.0);
+                // A cast cuts off at both ends.
+                pixels.push((255.0 * (value * self.std[channel] + self.mean[channel])).round() as u8);
+            }
+        }
+        Image { width, height, pixels }
+    }
+
     /// Mean of each channel on the scale 0 to 1.
     #[must_use]
     pub fn mean(&self) -> [f32; 3] {

@@ -47,7 +47,7 @@ pub mod write;
 pub use attentive::AttentiveProbe;
 pub use config::{
     Eval, EvalConfig, KnnConfig, KnnSettings, LinearConfig, LinearProtocol, LinearSettings, LowShotConfig, LowShotList,
-    LowShotSettings, MocaLinearConfig, Pooling, Probe, ProbeConfig, Protocol, WeightsChoice,
+    LowShotSettings, MaeLinearConfig, MocaLinearConfig, Pooling, Probe, ProbeConfig, Protocol, WeightsChoice,
 };
 pub use error::{Error, Result};
 pub use features::{FeatureRequest, FeatureSet, features_of};

@@ -13,6 +13,7 @@ mod head;
 mod moca;
 mod predictor;
 mod queries;
+mod segment;
 
 pub use config::{HeadConfig, HeadKind, HeadSettings, PredictorConfig, PredictorKind, PredictorSettings};
 pub use head::{ClusterHead, Head, HeadShape};
@@ -21,3 +22,4 @@ pub use moca::{
     TargetHead, WordStatistics,
 };
 pub use predictor::{Pooled, Predictor};
+pub use segment::{PixelHead, SegmentDecoder, SegmentDecoderConfig, SegmentDecoderSettings, SkipInit};

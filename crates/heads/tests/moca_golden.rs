@@ -73,8 +73,12 @@ fn decoder(model: &Value, tensors: &Tensors, prefix: &str) -> Decoder {
         ..DecoderConfig::default()
     };
     let mut store = store();
-    let decoder =
-        Decoder::new(&mut store.root(), &config.check(size(model, "embed_dim"), grid(model), false).unwrap()).unwrap();
+    let decoder = Decoder::new(
+        &mut store.root(),
+        &config.check(size(model, "embed_dim"), grid(model), false).unwrap(),
+        "_cls_pt",
+    )
+    .unwrap();
     let state = part(tensors, prefix, &DECODER);
     assert_close("positions", store.get(DECODER[0]).unwrap(), &state[DECODER[0]], STATE);
     store.load(&state).unwrap();

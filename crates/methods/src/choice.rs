@@ -1,14 +1,17 @@
 //! Which method, with which settings.
 
 use crate::capi::{Capi, CapiConfig, CapiSettings, LossKind};
+use crate::mae::{Mae, MaeConfig, MaeSettings};
 use crate::moca::{Moca, MocaConfig, MocaSettings};
+use crate::randsac::{Randsac, RandsacConfig, RandsacSettings};
 use crate::{BatchSize, Method};
 use candle_core::{DType, Device};
 use occlude_kernels::{Error, Result};
-use occlude_masking::{BatchMask, Grid};
+use occlude_masking::{BatchMask, Grid, Round, Segmenter};
 use occlude_random::{Stream, Streams};
 use occlude_settings::{ConfigError, Ruler};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 
 /// A method and its settings as written in a file: `kind = "capi"` and the keys of that method beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +21,10 @@ pub enum MethodConfig {
     Capi(Box<CapiConfig>),
     /// Predict masked online codebook assignments.
     Moca(Box<MocaConfig>),
+    /// Random segments with autoregressive coding.
+    Randsac(Box<RandsacConfig>),
+    /// Masked autoencoder.
+    Mae(Box<MaeConfig>),
 }
 
 impl Default for MethodConfig {
@@ -33,6 +40,8 @@ impl MethodConfig {
         match self {
             Self::Capi(_) => "capi",
             Self::Moca(_) => "moca",
+            Self::Randsac(_) => "randsac",
+            Self::Mae(_) => "mae",
         }
     }
 
@@ -57,6 +66,21 @@ impl MethodConfig {
                     hidden.collect::<Vec<_>>().join(" and ")
                 )
             }
+            Self::Randsac(config) => format!(
+                "RandSAC ({}): an encoder of {} blocks, {} wide, patches of {} pixels, segments: {}",
+                config.architecture.name(),
+                config.encoder.depth,
+                config.encoder.dim,
+                config.encoder.patch,
+                config.segments.describe()
+            ),
+            Self::Mae(config) => format!(
+                "MAE: an encoder of {} blocks, {} wide, patches of {} pixels, {:.0} % hidden",
+                config.encoder.depth,
+                config.encoder.dim,
+                config.encoder.patch,
+                100.0 * config.mask
+            ),
         }
     }
 
@@ -66,6 +90,7 @@ impl MethodConfig {
         match self {
             Self::Capi(config) => (config.loss != LossKind::Ijepa).then_some(config.clustering.prototypes),
             Self::Moca(config) => Some(config.codebook.words),
+            Self::Randsac(_) | Self::Mae(_) => None,
         }
     }
 
@@ -73,7 +98,7 @@ impl MethodConfig {
     #[must_use]
     pub fn views(&self) -> usize {
         match self {
-            Self::Capi(_) => 1,
+            Self::Capi(_) | Self::Randsac(_) | Self::Mae(_) => 1,
             Self::Moca(_) => 2,
         }
     }
@@ -87,6 +112,8 @@ impl MethodConfig {
         match self {
             Self::Capi(config) => Ok(CheckedMethod::Capi(Box::new(config.check(image_size, batch.micro, ruler)?))),
             Self::Moca(config) => Ok(CheckedMethod::Moca(Box::new(config.check(image_size, batch, ruler)?))),
+            Self::Randsac(config) => Ok(CheckedMethod::Randsac(Box::new(config.check(image_size, batch, ruler)?))),
+            Self::Mae(config) => Ok(CheckedMethod::Mae(Box::new(config.check(image_size, batch, ruler)?))),
         }
     }
 }
@@ -98,6 +125,10 @@ pub enum CheckedMethod {
     Capi(Box<CapiSettings>),
     /// As [`MethodConfig::Moca`].
     Moca(Box<MocaSettings>),
+    /// As [`MethodConfig::Randsac`].
+    Randsac(Box<RandsacSettings>),
+    /// As [`MethodConfig::Mae`].
+    Mae(Box<MaeSettings>),
 }
 
 /// The mask of one image, for a picture.
@@ -118,6 +149,8 @@ impl CheckedMethod {
         match self {
             Self::Capi(settings) => Ok(Box::new(Capi::new(settings, streams, dtype, device)?)),
             Self::Moca(settings) => Ok(Box::new(Moca::new(settings, streams, dtype, device)?)),
+            Self::Randsac(settings) => Ok(Box::new(Randsac::new(settings, streams, dtype, device)?)),
+            Self::Mae(settings) => Ok(Box::new(Mae::new(settings, streams, dtype, device)?)),
         }
     }
 
@@ -127,6 +160,17 @@ impl CheckedMethod {
         match self {
             Self::Capi(settings) => settings.encoder().patch(),
             Self::Moca(settings) => settings.encoder().patch(),
+            Self::Randsac(settings) => settings.encoder().patch(),
+            Self::Mae(settings) => settings.encoder().patch(),
+        }
+    }
+
+    /// Whether there is a teacher beside the network that is trained.
+    #[must_use]
+    pub fn has_teacher(&self) -> bool {
+        match self {
+            Self::Capi(_) | Self::Moca(_) => true,
+            Self::Randsac(_) | Self::Mae(_) => false,
         }
     }
 
@@ -136,11 +180,25 @@ impl CheckedMethod {
         match self {
             Self::Capi(settings) => settings.encoder().grid(),
             Self::Moca(settings) => settings.encoder().grid(),
+            Self::Randsac(settings) => settings.encoder().grid(),
+            Self::Mae(settings) => settings.encoder().grid(),
         }
     }
 
-    /// Masks as the student gets them, one an image; where there are several rounds, those of the first. `stream(image)` is
-    /// called once for each, in order.
+    /// What the ranks of a picture's patches ([`Painted`](crate::Painted)) say, in a few words.
+    #[must_use]
+    pub fn says_of(&self, ranks: &[u32]) -> String {
+        let segments = ranks.iter().max().map_or(0, |last| last + 1);
+        match self {
+            Self::Mae(_) => {
+                format!("{} of {} patches hidden", ranks.iter().filter(|rank| **rank > 0).count(), ranks.len())
+            }
+            Self::Randsac(_) | Self::Capi(_) | Self::Moca(_) => format!("{segments} segments; the first sees itself"),
+        }
+    }
+
+    /// Masks as the student gets them, one an image; where there are several rounds, those of the first; where segments come
+    /// one after the other, before one in the middle of them. `stream(image)` is called once for each, in order.
     ///
     /// # Errors
     /// More patches than can be counted.
@@ -152,10 +210,9 @@ impl CheckedMethod {
                 let batch = batch.map_err(|error| Error::argument("masks", error.to_string()))?;
                 (batch.visible, batch.predict)
             }
-            Self::Moca(settings) => {
-                let rounds = settings.rounds().draw(images, stream);
-                rounds.first().map(|round| (round.visible(), round.masked())).unwrap_or_default()
-            }
+            Self::Moca(settings) => first_round(settings.rounds().draw(images, stream)),
+            Self::Mae(settings) => first_round(settings.rounds().draw(images, stream)),
+            Self::Randsac(settings) => segments(settings.segmenter(), images, stream),
         };
         let mut masks = vec![ShownMask { hidden: vec![true; count], predicted: Vec::new() }; images];
         for (image, patch) in visible.iter().map(|at| (*at as usize / count, *at as usize % count)) {
@@ -166,4 +223,28 @@ impl CheckedMethod {
         }
         Ok(masks)
     }
+}
+
+/// Flat indices of what is visible, and of what is predicted.
+type Lists = (Vec<u32>, Vec<u32>);
+
+fn first_round(rounds: Vec<Round>) -> Lists {
+    rounds.first().map(|round| (round.visible(), round.masked())).unwrap_or_default()
+}
+
+/// The segments before the middle one, and that one.
+fn segments(segmenter: &Segmenter, images: usize, mut stream: impl FnMut(usize) -> Stream) -> Lists {
+    let (mut visible, mut predicted) = (Vec::new(), Vec::new());
+    for image in 0..images {
+        let drawn = segmenter.draw(&mut stream(image));
+        let middle = drawn.count() as u32 / 2;
+        for (patch, rank) in (image * segmenter.grid().count()..).zip(drawn.ranks()) {
+            match rank.cmp(&middle) {
+                Ordering::Less => visible.push(patch as u32),
+                Ordering::Equal => predicted.push(patch as u32),
+                Ordering::Greater => {}
+            }
+        }
+    }
+    (visible, predicted)
 }

@@ -1,7 +1,7 @@
 //! The pre-training methods behind one trait.
 //!
 //! A [`Method`] owns its networks and says what one step computes; which one runs, with which settings, is a
-//! [`MethodConfig`]. Methods: [`capi`], [`moca`].
+//! [`MethodConfig`]. Methods: [`capi`], [`moca`], [`randsac`], [`mae`].
 //!
 //! Invariants: a step changes no parameter; every trained tensor of [`Method::groups`] gets a gradient in every step;
 //! all draws come from named streams keyed by the batch or the step.
@@ -26,9 +26,17 @@
 
 pub mod capi;
 mod choice;
+mod extract;
+pub mod mae;
 mod method;
 pub mod moca;
+mod pixels;
+pub mod randsac;
+mod recipe;
 mod stores;
 
 pub use choice::{CheckedMethod, MethodConfig, ShownMask};
-pub use method::{BatchSize, Method, StepContext, StepOutput, ViewBatch, Weights};
+pub use extract::{GlobalToken, PlainExtractor};
+pub use method::{BatchSize, Matrix, Method, StepContext, StepOutput, ViewBatch, Weights};
+pub use pixels::Painted;
+pub use recipe::AdamWConfig;

@@ -1,10 +1,11 @@
 //! The trait every pre-training method implements, and what goes in and out of a step.
 
-use candle_core::Tensor;
+use crate::pixels::Painted;
+use candle_core::{DType, Tensor};
 use occlude_distributed::{Collective, SingleProcess};
-use occlude_kernels::{Gradients, Result, StateDict};
+use occlude_kernels::{Error, Gradients, Result, StateDict};
 use occlude_optim::ParamGroup;
-use occlude_random::Streams;
+use occlude_random::{Stream, Streams};
 use occlude_vit::Extractor;
 
 /// A batch as a method sees it.
@@ -14,6 +15,16 @@ pub struct ViewBatch {
     pub views: Vec<Tensor>,
     /// Index of each sample in the training set.
     pub ids: Vec<u64>,
+}
+
+impl ViewBatch {
+    /// The view of a method that takes one.  [batch, 3, height, width]
+    pub(crate) fn single(&self, method: &'static str) -> Result<&Tensor> {
+        match self.views.as_slice() {
+            [view] => Ok(view),
+            views => Err(Error::argument(method, format!("takes one view of an image, got {}", views.len()))),
+        }
+    }
 }
 
 /// Images of an optimizer step in one process.
@@ -87,6 +98,31 @@ pub struct StepOutput {
     pub gradients: Gradients,
 }
 
+/// A small matrix of weights that is looked at while it is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    /// What it is: `skips`.
+    pub name: &'static str,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Row by row.  [rows * cols]
+    pub values: Vec<f64>,
+}
+
+impl Matrix {
+    /// The values of a tensor of two axes.
+    ///
+    /// # Errors
+    /// Another number of axes.
+    pub(crate) fn of(name: &'static str, tensor: &Tensor) -> Result<Self> {
+        let (rows, cols) = tensor.dims2()?;
+        let values = tensor.detach().to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+        Ok(Self { name, rows, cols, values })
+    }
+}
+
 /// Which weights are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weights {
@@ -140,6 +176,25 @@ pub trait Method {
 
     /// The frozen model that is evaluated and exported. Shares storage with the method: use it between steps.
     fn extractor(&self, weights: Weights) -> Box<dyn Extractor + '_>;
+
+    /// Weights that are looked at while they are trained (the skips of RandSAC). None by default.
+    ///
+    /// # Errors
+    /// A failing copy.
+    fn matrices(&self) -> Result<Vec<Matrix>> {
+        Ok(Vec::new())
+    }
+
+    /// What it says about the pixels of some images, for a picture; nothing by default: it predicts something else. What is
+    /// shown of an image is drawn from `stream(image)`, which is called once for each, in order.
+    /// images: [batch, 3, side, side]
+    ///
+    /// # Errors
+    /// Images of another size than those of training.
+    fn paint(&self, images: &Tensor, stream: &mut dyn FnMut(usize) -> Stream) -> Result<Option<Painted>> {
+        let _ = (images, stream);
+        Ok(None)
+    }
 }
 
 #[cfg(test)]

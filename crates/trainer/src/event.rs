@@ -77,6 +77,23 @@ pub struct ProbeRow {
     pub scores: Named,
 }
 
+/// Weights that are looked at while they are trained: a line of `metrics.jsonl`, told from the others by `matrix`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MatrixRow {
+    /// Steps done.
+    pub step: u64,
+    /// Passes over the training set done.
+    pub epoch: f64,
+    /// What it is: `skips`.
+    pub matrix: String,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Row by row.  [rows * cols]
+    pub values: Vec<f64>,
+}
+
 /// How fast it goes: a line of `timing.jsonl`. Rates are smoothed over about twenty steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TimingRow {
@@ -118,6 +135,8 @@ pub enum Event<'a> {
     },
     /// Probes were run.
     Probed(&'a ProbeRow),
+    /// Weights were looked at: at the start, after every epoch, at the end.
+    Shown(&'a MatrixRow),
     /// A checkpoint was written.
     Saved {
         /// Steps done.

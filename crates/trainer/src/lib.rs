@@ -36,7 +36,7 @@ mod trainer;
 
 pub use config::{CheckpointConfig, TrainConfig, Training};
 pub use error::{Error, Result};
-pub use event::{Event, Named, ProbeRow, StepRow, TimingRow};
+pub use event::{Event, MatrixRow, Named, ProbeRow, StepRow, TimingRow};
 pub use memory::peak_memory_mb;
 pub use probe::Probe;
 pub use replay::{Replay, replay};

@@ -2,7 +2,7 @@
 
 use crate::clock::{Clock, Spent};
 use crate::config::Training;
-use crate::event::{Event, Named, ProbeRow, StepRow};
+use crate::event::{Event, MatrixRow, Named, ProbeRow, StepRow};
 use crate::probe::Probe;
 use crate::replay::{Suspect, instructions, not_finite};
 use crate::sinks::Sink;
@@ -16,7 +16,7 @@ use occlude_checkpoint::{Checkpoint, Checkpoints, CommitError, RunDir};
 use occlude_data::{Batch, Loader};
 use occlude_distributed::{Collective, SingleProcess};
 use occlude_kernels::StateDict;
-use occlude_methods::{Method, StepContext, StepOutput, ViewBatch};
+use occlude_methods::{Matrix, Method, StepContext, StepOutput, ViewBatch};
 use occlude_optim::{Optimizer, StepReport};
 use occlude_random::Streams;
 use std::collections::{BTreeMap, HashSet};
@@ -223,6 +223,7 @@ impl<'a, 'm> Running<'a, 'm> {
         // A run resumed after 0 steps has these scores already.
         if running.resumed.is_none() {
             running.probe()?;
+            running.show()?;
         }
         Ok(running)
     }
@@ -287,6 +288,9 @@ impl<'a, 'm> Running<'a, 'm> {
                 return Err(self.saved_if_sound(error));
             }
             self.probe()?;
+            if self.ends_epoch() {
+                self.show()?;
+            }
             let due = self.setup.training.saves(self.done, self.saved_at.elapsed().as_secs_f64());
             if due && self.setup.leads() {
                 self.save()?;
@@ -382,7 +386,7 @@ impl<'a, 'm> Running<'a, 'm> {
         self.losses = Named::of(&output.losses);
         let row = StepRow {
             step: self.done,
-            epoch: self.done as f64 / self.setup.training.ruler().steps_per_epoch,
+            epoch: self.epoch(self.done),
             losses: self.losses.clone(),
             metrics: Named::of(&output.metrics),
             lr: Named::of(&report.lrs),
@@ -406,6 +410,30 @@ impl<'a, 'm> Running<'a, 'm> {
         }
         self.scores.extend(scores.iter().cloned());
         tell(&mut self.setup.sinks, &Event::Probed(&ProbeRow { step, scores: Named(scores) }))
+    }
+
+    /// Passes over the training set after `steps`.
+    fn epoch(&self, steps: u64) -> f64 {
+        steps as f64 / self.setup.training.ruler().steps_per_epoch
+    }
+
+    /// Whether the last step was the end of an epoch, or of the run.
+    fn ends_epoch(&self) -> bool {
+        let ends = self.epoch(self.done).floor() > self.epoch(self.done.saturating_sub(1)).floor();
+        ends || self.done == self.setup.training.steps()
+    }
+
+    /// Records the weights that the method has to show.
+    fn show(&mut self) -> Result<()> {
+        if !self.setup.leads() {
+            return Ok(());
+        }
+        for Matrix { name, rows, cols, values } in self.method.matrices()? {
+            let (step, epoch) = (self.done, self.epoch(self.done));
+            let row = MatrixRow { step, epoch, matrix: name.to_owned(), rows, cols, values };
+            tell(&mut self.setup.sinks, &Event::Shown(&row))?;
+        }
+        Ok(())
     }
 
     /// Writes a checkpoint. Files are brought to disk first: it relies on their lengths.

@@ -6,7 +6,7 @@ use crate::open;
 use anyhow::{Result, bail};
 use candle_core::DType;
 use clap::{Args, ValueEnum};
-use occlude_checkpoint::layouts::{Model, capi, moca};
+use occlude_checkpoint::layouts::{Model, capi, moca, plain};
 use std::path::PathBuf;
 
 /// Write weights under the names that other tools expect.
@@ -16,6 +16,7 @@ use std::path::PathBuf;
   occlude export runs/quickstart --layout capi --dtype bf16 --weights student --out student.safetensors
   occlude export runs/moca --layout moca --out teacher.safetensors
   occlude export runs/moca --layout moca --full --out training.safetensors
+  occlude export runs/randsac --layout randsac --out encoder.safetensors
   occlude train my.toml --init-from weights.safetensors          reads such a file again")]
 pub(crate) struct Export {
     /// Folder of a run (its newest checkpoint is taken) or of one checkpoint.
@@ -32,7 +33,7 @@ pub(crate) struct Export {
     /// Which weights.
     #[arg(long, default_value = "teacher")]
     weights: WhichWeights,
-    /// All that the method holds, not one encoder (`--layout moca`).
+    /// All that the method holds, not one encoder (not with `--layout capi`).
     #[arg(long, conflicts_with_all = ["dtype", "weights"])]
     full: bool,
 }
@@ -62,10 +63,13 @@ impl Export {
         };
         let state = opened.method.state();
         match layout {
-            Layout::Capi if self.full => bail!("--full is for --layout moca: the capi layout holds one model"),
+            Layout::Capi if self.full => bail!("--full is not for --layout capi, which holds one model"),
             Layout::Capi => capi::write(&self.out, &state, model, dtype)?,
             Layout::Moca if self.full => moca::write_all(&self.out, &state)?,
             Layout::Moca => moca::write(&self.out, &state, model, dtype)?,
+            // One network, whichever weights are asked for.
+            Layout::Randsac | Layout::Mae if self.full => plain::write_all(&self.out, &state)?,
+            Layout::Randsac | Layout::Mae => plain::write(&self.out, &state, dtype)?,
         }
         println!("{}: weights after step {}", self.out.display(), opened.checkpoint.step());
         Ok(())

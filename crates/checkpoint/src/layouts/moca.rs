@@ -5,15 +5,12 @@
 //! (`attn.q.weight`, `attn.k.weight`, `attn.v.weight`) and lie one below the other in a file (`attn.qkv.weight`). What an
 //! ablation has that the public code lacks (a second decoder, heads of other targets) keeps its names in a whole state.
 
+use super::fused::{joined, split};
 use super::{Imported, Model, fill, read_any, stripped, unfit, write_export};
 use crate::{CommitError, Result};
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use occlude_kernels::StateDict;
-use std::collections::btree_map::Entry;
 use std::path::Path;
-
-/// What one product makes of a token: queries, keys and values, in this order.
-const PARTS: [&str; 3] = ["q", "k", "v"];
 
 /// Beginning of an encoder's names in a training state.
 #[must_use]
@@ -103,51 +100,4 @@ fn import(
     let official = joined(state).map_err(unfit(path))?;
     let Imported { state, missing, ignored } = fill(path, "MOCA", &official, found, named)?;
     Ok(Imported { state: split(&state).map_err(unfit(path))?, missing, ignored })
-}
-
-/// Official names: `attn.{q,k,v}.*` as `attn.qkv.*`.
-fn joined(state: &StateDict) -> candle_core::Result<StateDict> {
-    let mut official = StateDict::new();
-    for (name, tensor) in state {
-        let Some((block, of)) = part(name) else {
-            official.insert(name.clone(), tensor.detach());
-            continue;
-        };
-        let part = |letter| {
-            let name = attention(block, letter, of);
-            let found = state.get(&name).map(Tensor::detach);
-            found.ok_or_else(|| candle_core::Error::Msg(format!("{name} is missing beside its fellows")))
-        };
-        if let Entry::Vacant(whole) = official.entry(attention(block, "qkv", of)) {
-            let parts = PARTS.into_iter().map(part).collect::<candle_core::Result<Vec<_>>>()?; // [dim, ...] each
-            whole.insert(Tensor::cat(&parts, 0)?); // [3 * dim, ...]
-        }
-    }
-    Ok(official)
-}
-
-/// The names of a method's state: the inverse of [`joined`].
-fn split(official: &StateDict) -> candle_core::Result<StateDict> {
-    let mut state = StateDict::new();
-    for (name, tensor) in official {
-        let Some((block, of)) = name.split_once(".attn.qkv.") else {
-            state.insert(name.clone(), tensor.clone());
-            continue;
-        };
-        for (letter, third) in PARTS.into_iter().zip(tensor.chunk(PARTS.len(), 0)?) {
-            state.insert(attention(block, letter, of), third);
-        }
-    }
-    Ok(state)
-}
-
-/// Block and rest of the name of queries, keys or values.
-fn part(name: &str) -> Option<(&str, &str)> {
-    let (block, rest) = name.split_once(".attn.")?;
-    let (letter, of) = rest.split_once('.')?;
-    PARTS.contains(&letter).then_some((block, of))
-}
-
-fn attention(block: &str, letter: &str, of: &str) -> String {
-    format!("{block}.attn.{letter}.{of}")
 }

@@ -4,7 +4,9 @@
 //! state lacks is left, and both are reported in [`Imported`]. A tensor of another shape is an error.
 
 pub mod capi;
+mod fused;
 pub mod moca;
+pub mod plain;
 
 use crate::tensors::{read_tensors, within};
 use crate::{CommitError, Error, MAX_TENSOR_FILE_BYTES, Result, write_tensors};

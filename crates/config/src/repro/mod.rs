@@ -21,7 +21,8 @@ use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Name and table of each method.
-const TABLES: &[(&str, &str)] = &[("moca", include_str!("../../repro/moca.toml"))];
+const TABLES: &[(&str, &str)] =
+    &[("moca", include_str!("../../repro/moca.toml")), ("randsac", include_str!("../../repro/randsac.toml"))];
 
 /// The published experiments of a method.
 #[derive(Clone, Debug, Deserialize)]

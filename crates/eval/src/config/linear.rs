@@ -13,6 +13,8 @@ pub enum LinearProtocol {
     Capi,
     /// SGD over 45 learning rates; the best accuracy on the test images over all of them and all epochs is quoted.
     Moca,
+    /// LARS behind batch normalisation at one learning rate; the accuracy after the last epoch is quoted.
+    Mae,
 }
 
 /// The linear probe on frozen features, as written (CAPI, classification probes). The published sweep trains 12 500
@@ -37,8 +39,10 @@ pub struct LinearConfig {
     pub weight_decays: Vec<f64>,
     /// Share of the training images kept apart to choose between the probes (CAPI).
     pub validation: f64,
-    /// The other recipe.
+    /// MOCA's recipe.
     pub moca: MocaLinearConfig,
+    /// MAE's recipe.
+    pub mae: MaeLinearConfig,
 }
 
 impl Default for LinearConfig {
@@ -53,6 +57,7 @@ impl Default for LinearConfig {
             weight_decays: vec![5e-4, 1e-3, 5e-2],
             validation: 0.1,
             moca: MocaLinearConfig::default(),
+            mae: MaeLinearConfig::default(),
         }
     }
 }
@@ -78,6 +83,38 @@ impl Default for MocaLinearConfig {
     }
 }
 
+/// LARS, a warm-up and a cosine, as written (MAE, linear probing; RandSAC, linear probe).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MaeLinearConfig {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// The first passes, over which learning rates rise from 0; at most all.
+    pub warmup_epochs: usize,
+    /// Images in a step, or all where there are fewer. Learning rates are scaled by the images in a step / 256.
+    pub batch: usize,
+    /// Learning rates to try, before scaling; the published recipe has one. The best of several is chosen on the test
+    /// images, for which it is quoted.
+    pub lrs: Vec<f64>,
+    /// Weight decays to try.
+    pub weight_decays: Vec<f64>,
+    /// Whether features pass batch normalisation without parameters.
+    pub batch_norm: bool,
+}
+
+impl Default for MaeLinearConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 90,
+            warmup_epochs: 10,
+            batch: 16_384,
+            lrs: vec![0.1],
+            weight_decays: vec![0.0],
+            batch_norm: true,
+        }
+    }
+}
+
 /// Checked [`LinearConfig`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -90,36 +127,48 @@ pub struct LinearSettings {
     pub standardise: bool,
     /// Optimizer steps (CAPI).
     pub iterations: usize,
-    /// Passes over the training images (MOCA).
+    /// Passes over the training images (MOCA, MAE).
     pub epochs: usize,
+    /// The first passes, over which learning rates rise; at most all (MAE).
+    pub warmup_epochs: usize,
     /// Images in a step.
     pub batch: usize,
     /// Every pair of learning rate (before scaling) and weight decay, learning rates in the outer loop.
     pub sweep: Vec<(f64, f64)>,
     /// Share of the training images kept apart (CAPI).
     pub validation: f64,
+    /// Whether features pass batch normalisation; a step then has two or more images (MAE).
+    pub batch_norm: bool,
 }
 
 impl LinearConfig {
-    /// Checks every field, those of the recipe that is not chosen too.
+    /// Checks every field, those of the recipes that are not chosen too.
     ///
     /// # Errors
-    /// Nothing to train or to try, a rate that is not positive, or a validation share that leaves one part empty.
+    /// Nothing to train or to try, a rate that is not positive, a validation share that leaves one part empty, a
+    /// warm-up longer than its training, or batch normalisation over one image.
     pub fn check(&self) -> Result<LinearSettings, ConfigError> {
         let validation =
             require("validation", self.validation, "must be above 0 and below 1", |v| *v > 0.0 && *v < 1.0)?;
         let capi = (at_least_one_image(self.batch)?, sweep(&self.lrs, &self.weight_decays)?);
         let moca = self.moca.check().map_err(|error| error.inside("moca"))?;
-        let (batch, sweep) = if self.protocol == LinearProtocol::Moca { moca } else { capi };
+        let mae = self.mae.check().map_err(|error| error.inside("mae"))?;
+        let (epochs, (batch, sweep)) = match self.protocol {
+            LinearProtocol::Capi => (self.moca.epochs, capi),
+            LinearProtocol::Moca => (self.moca.epochs, moca),
+            LinearProtocol::Mae => (self.mae.epochs, mae),
+        };
         Ok(LinearSettings {
             protocol: self.protocol,
             poolings: self.poolings.clone(),
             standardise: self.standardise,
             iterations: require("iterations", self.iterations, "must be at least 1", |n| *n >= 1)?,
-            epochs: self.moca.epochs,
+            epochs,
+            warmup_epochs: self.mae.warmup_epochs,
             batch,
             sweep,
             validation,
+            batch_norm: self.mae.batch_norm,
         })
     }
 }
@@ -129,6 +178,20 @@ impl MocaLinearConfig {
         require("epochs", self.epochs, "must be at least 1", |n| *n >= 1)?;
         let lrs = self.lrs.clone().unwrap_or_else(published_lrs);
         Ok((at_least_one_image(self.batch)?, sweep(&lrs, &self.weight_decays)?))
+    }
+}
+
+impl MaeLinearConfig {
+    fn check(&self) -> Result<(usize, Vec<(f64, f64)>), ConfigError> {
+        let epochs = require("epochs", self.epochs, "must be at least 1", |n| *n >= 1)?;
+        let allowed = format!("must be at most the {epochs} epochs");
+        require("warmup_epochs", self.warmup_epochs, &allowed, |n| *n <= epochs)?;
+        let batch = if self.batch_norm {
+            require("batch", self.batch, "must be at least 2 images, for batch normalisation", |n| *n >= 2)?
+        } else {
+            at_least_one_image(self.batch)?
+        };
+        Ok((batch, sweep(&self.lrs, &self.weight_decays)?))
     }
 }
 
@@ -147,4 +210,49 @@ fn sweep(lrs: &[f64], weight_decays: &[f64]) -> Result<Vec<(f64, f64)>, ConfigEr
     all("weight_decays", weight_decays, "must be one or more numbers from 0", |w| *w >= 0.0 && w.is_finite())?;
     let pairs = |&lr: &f64| weight_decays.iter().map(move |&decay| (lr, decay));
     Ok(lrs.iter().flat_map(pairs).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LinearConfig, LinearProtocol, MaeLinearConfig};
+
+    fn with(mae: MaeLinearConfig) -> LinearConfig {
+        LinearConfig { protocol: LinearProtocol::Mae, mae, ..LinearConfig::default() }
+    }
+
+    #[test]
+    fn the_published_recipe_of_mae_has_one_rate() {
+        let settings = with(MaeLinearConfig::default()).check().unwrap();
+        assert_eq!((settings.epochs, settings.warmup_epochs, settings.batch), (90, 10, 16_384));
+        assert_eq!((settings.sweep, settings.batch_norm), (vec![(0.1, 0.0)], true));
+    }
+
+    #[test]
+    fn the_recipe_is_written_in_lower_case_with_its_own_table() {
+        let text = r#"{ "protocol": "mae", "mae": { "lrs": [0.1, 1.0], "warmup_epochs": 5, "batch_norm": false } }"#;
+        let read: LinearConfig = serde_json::from_str(text).unwrap();
+        let mae =
+            MaeLinearConfig { lrs: vec![0.1, 1.0], warmup_epochs: 5, batch_norm: false, ..MaeLinearConfig::default() };
+        assert_eq!(read, with(mae));
+        assert!(serde_json::from_str::<LinearConfig>(r#"{ "mae": { "warmup": 5 } }"#).is_err());
+    }
+
+    #[test]
+    fn refusals_of_the_recipe_of_mae_name_the_field() {
+        let refused = |mae: MaeLinearConfig| with(mae).check().unwrap_err();
+        let plain = MaeLinearConfig::default;
+        for (mae, field) in [
+            (MaeLinearConfig { epochs: 0, ..plain() }, "mae.epochs"),
+            (MaeLinearConfig { epochs: 9, ..plain() }, "mae.warmup_epochs"),
+            (MaeLinearConfig { batch: 1, ..plain() }, "mae.batch"),
+            (MaeLinearConfig { batch: 0, batch_norm: false, ..plain() }, "mae.batch"),
+            (MaeLinearConfig { lrs: vec![0.0], ..plain() }, "mae.lrs"),
+            (MaeLinearConfig { weight_decays: vec![f64::NAN], ..plain() }, "mae.weight_decays"),
+        ] {
+            assert_eq!(refused(mae).field, field);
+        }
+        let long = refused(MaeLinearConfig { epochs: 9, ..plain() });
+        assert_eq!(long.to_string(), "mae.warmup_epochs = 10: must be at most the 9 epochs");
+        with(MaeLinearConfig { epochs: 10, batch: 1, batch_norm: false, ..plain() }).check().unwrap();
+    }
 }

@@ -5,7 +5,7 @@ mod linear;
 mod low_shot;
 
 pub use knn::{KnnConfig, KnnSettings};
-pub use linear::{LinearConfig, LinearProtocol, LinearSettings, MocaLinearConfig};
+pub use linear::{LinearConfig, LinearProtocol, LinearSettings, MaeLinearConfig, MocaLinearConfig};
 pub use low_shot::{LowShotConfig, LowShotList, LowShotSettings};
 
 use crate::linear::LEAST_TRAINING_ROWS;

@@ -1,7 +1,7 @@
 //! The linear probe against known problems and the reference tensors.
 
 use super::linear_probe;
-use crate::{Error, FeatureSet, LinearConfig, LinearProtocol, MocaLinearConfig};
+use crate::{Error, FeatureSet, LinearConfig, LinearProtocol, MaeLinearConfig, MocaLinearConfig};
 use occlude_random::Streams;
 use rand::Rng;
 
@@ -63,6 +63,56 @@ fn a_batch_larger_than_the_set_is_one_step() {
     assert!(report.accuracy > 80.0, "{report:?}");
 }
 
+/// Rates so high that 270 steps of small batches are enough: LARS moves a weight by its own size.
+fn mae(lrs: &[f64]) -> LinearConfig {
+    let mae = MaeLinearConfig { epochs: 30, warmup_epochs: 3, batch: 64, lrs: lrs.to_vec(), ..Default::default() };
+    LinearConfig { protocol: LinearProtocol::Mae, mae, ..LinearConfig::default() }
+}
+
+#[test]
+fn the_recipe_with_lars_quotes_its_last_epoch() {
+    let (train, test) = (corners(600, 0), corners(200, 1));
+    let mut told = Vec::new();
+    let mut progress = |done, of| told.push((done, of));
+    let report = linear_probe(&train, &test, &mae(&[20.0]).check().unwrap(), &Streams::new(3), &mut progress).unwrap();
+    assert_eq!((report.accuracy, report.best.lr, report.best.epoch), (100.0, 20.0, Some(30)), "{report:?}");
+    assert_eq!((report.train, report.validation, report.test), (600, 0, 200), "nothing was chosen");
+    assert_eq!((told.len(), told[0], told[29]), (30, (1, 30), (30, 30)));
+    let text = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<super::LinearReport>(&text).unwrap(), report);
+    assert!(text.contains(r#""protocol":"mae""#), "{text}");
+}
+
+#[test]
+fn the_best_of_several_rates_of_lars_is_chosen_on_the_test_images() {
+    let report = probe(&corners(600, 0), &corners(200, 1), &mae(&[1e-6, 20.0])).unwrap();
+    assert_eq!((report.accuracy, report.best.lr, report.validation), (100.0, 20.0, 200), "{:?}", report.trials);
+    assert!(report.trials[0].validation < 90.0, "a rate that is far too low has not arrived: {:?}", report.trials);
+}
+
+#[test]
+fn lars_takes_a_set_smaller_than_the_batch_whole() {
+    let whole = MaeLinearConfig { epochs: 90, warmup_epochs: 10, batch: 16_384, ..mae(&[20.0]).mae };
+    let report = probe(&corners(100, 0), &corners(50, 1), &LinearConfig { mae: whole, ..mae(&[]) }).unwrap();
+    assert!(report.accuracy > 90.0 && report.train == 100, "{report:?}");
+}
+
+#[test]
+fn batch_normalisation_and_standardising_make_up_for_unequal_scale() {
+    let squeezed = |mut set: FeatureSet| {
+        set.features.iter_mut().for_each(|value| *value = *value * 1e-2 + 5.0);
+        set
+    };
+    let (train, test) = (squeezed(corners(600, 0)), squeezed(corners(200, 1)));
+    let with = |batch_norm, standardise| {
+        let recipe = MaeLinearConfig { batch_norm, ..mae(&[20.0]).mae };
+        probe(&train, &test, &LinearConfig { mae: recipe, standardise, ..mae(&[]) }).unwrap().accuracy
+    };
+    assert_eq!((with(true, false), with(false, true), with(true, true)), (100.0, 100.0, 100.0));
+    let plain = with(false, false);
+    assert!(plain < 95.0, "{plain} without either");
+}
+
 #[test]
 fn shuffled_labels_are_chance() {
     let mut stream = Streams::new(4).stream("test", 0, 0);
@@ -74,8 +124,10 @@ fn shuffled_labels_are_chance() {
 
 #[test]
 fn the_same_inputs_give_the_same_report() {
-    let run = || probe(&corners(300, 0), &corners(100, 1), &quick()).unwrap();
-    assert_eq!(run(), run());
+    for config in [quick(), moca(3), mae(&[20.0, 2.0])] {
+        let run = || probe(&corners(300, 0), &corners(100, 1), &config).unwrap();
+        assert_eq!(run(), run());
+    }
 }
 
 #[test]

@@ -10,8 +10,7 @@ const OP: &str = "decoder";
 /// Units of the MLP of a block over the width.
 const MLP_RATIO: usize = 4;
 
-/// Blocks over one leading token, the visible patches and mask tokens, with fixed positions. Parameter names are those of
-/// the official MOCA checkpoints. Source: MOCA, condenser-based decoder, partial decoding, default decoder.
+/// Blocks over one leading token, the visible patches and mask tokens, with fixed positions. Source: MOCA, condenser-based decoder, partial decoding, default decoder.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     positions: Tensor, // [1, 1 + patches, dim]; a row of zeros for the leading token
@@ -24,25 +23,27 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder whose parameters lie in `scope`: `decoder_pos_embed` (never trained), `mask_token_cls_pt`,
-    /// `norm_cls_pt` (not of a plain one), `decoder_embed_cls_pt`, `decoder_blocks_cls_pt.{i}`, `decoder_norm_cls_pt`.
+    /// A decoder whose parameters lie in `scope`: `decoder_pos_embed` (never trained) and, each with `ending` behind it,
+    /// `mask_token`, `norm` (not of a plain one), `decoder_embed`, `decoder_blocks.{i}`, `decoder_norm`. Official MOCA
+    /// checkpoints have the ending `_cls_pt`, masked autoencoders none.
     ///
     /// # Errors
     /// A name exists already.
-    pub fn new(scope: &mut Scope<'_>, settings: &DecoderSettings) -> Result<Self> {
+    pub fn new(scope: &mut Scope<'_>, settings: &DecoderSettings, ending: &str) -> Result<Self> {
+        let name = |name: &str| format!("{name}{ending}");
         let DecoderSettings { input, dim, depth, heads, encoder, grid, recompute } = *settings;
         let table = Init::Values(sincos_table(dim, grid, true)?);
         let positions = scope.constant("decoder_pos_embed", &[1, 1 + grid.count(), dim], &table)?;
         // Decayed, unlike vectors: the public code goes by the number of axes.
-        let mask = scope.trained("mask_token_cls_pt", &[1, 1, dim], &Init::Normal { std: 0.02 }, Factors::ONE)?;
+        let mask = scope.trained(&name("mask_token"), &[1, 1, dim], &Init::Normal { std: 0.02 }, Factors::ONE)?;
         let normed = input != DecoderInput::Plain;
-        let norm = normed.then(|| layer_norm_weights(scope, "norm_cls_pt", encoder)).transpose()?;
-        let embed = linear_map(scope, "decoder_embed_cls_pt", dim, encoder)?;
-        let mut stack = scope.sub("decoder_blocks_cls_pt");
+        let norm = normed.then(|| layer_norm_weights(scope, &name("norm"), encoder)).transpose()?;
+        let embed = linear_map(scope, &name("decoder_embed"), dim, encoder)?;
+        let mut stack = scope.sub(name("decoder_blocks"));
         let shape = BlockShape { dim, context: dim, heads, hidden: MLP_RATIO * dim, encoded: false, recompute };
         let new = |i| Block::new(&mut stack.sub(i), shape, BlockKind::Layer);
         let blocks = (0..depth).map(new).collect::<Result<_>>()?;
-        let last_norm = layer_norm_weights(scope, "decoder_norm_cls_pt", dim)?;
+        let last_norm = layer_norm_weights(scope, &name("decoder_norm"), dim)?;
         Ok(Self { positions, mask, norm, embed, blocks, last_norm, grid })
     }
 

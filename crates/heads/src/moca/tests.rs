@@ -33,7 +33,7 @@ fn generator(out: usize, dtype: DType) -> (ParamStore, Generator) {
 fn decoder(input: DecoderInput, dtype: DType) -> (ParamStore, Decoder) {
     let mut store = store(dtype);
     let settings = DecoderConfig { input, dim: 8, depth: 2, heads: 2 }.check(WIDTH, GRID, false).unwrap();
-    let decoder = Decoder::new(&mut store.root(), &settings).unwrap();
+    let decoder = Decoder::new(&mut store.root(), &settings, "_cls_pt").unwrap();
     shake(&store);
     (store, decoder)
 }
@@ -197,7 +197,7 @@ fn a_decoder_of_the_last_layer_is_a_condenser_and_a_plain_one_has_no_first_norm(
 fn names_decay_and_first_values() {
     let (mut store, decoder_settings) =
         (store(DType::F32), DecoderConfig { dim: 8, depth: 1, heads: 2, ..DecoderConfig::default() });
-    Decoder::new(&mut store.root(), &decoder_settings.check(WIDTH, GRID, false).unwrap()).unwrap();
+    Decoder::new(&mut store.root(), &decoder_settings.check(WIDTH, GRID, false).unwrap(), "_cls_pt").unwrap();
     let settings = GeneratorConfig::default().check(WIDTH).unwrap();
     Generator::new(&mut store.root().sub("pred"), &settings, 8).unwrap();
     TargetHead::pixels(&mut store.root(), 8, 2).unwrap();
@@ -261,7 +261,7 @@ fn any_number_of_threads_gives_equal_bits() {
     let single = |seed, shape: &[usize]| sample(seed, shape).unwrap().to_dtype(DType::F32).unwrap();
     same_for_any_threads(|| {
         let mut store = store(DType::F32);
-        let decoder = Decoder::new(&mut store.root(), &settings)?;
+        let decoder = Decoder::new(&mut store.root(), &settings, "_cls_pt")?;
         let generator = Generator::new(&mut store.root(), &GeneratorConfig::default().check(33).unwrap(), 24)?;
         let said = decoder.forward(&single(1, &[6, 33]), &single(2, &[6, round.counts().keep, 33]), &round)?;
         let made = generator.generate(&single(3, &[80, 33]))?.prototypes;

@@ -125,9 +125,7 @@ impl Method for Capi {
     }
 
     fn step(&mut self, batch: &ViewBatch, ctx: &StepContext<'_>) -> Result<StepOutput> {
-        let [images] = batch.views.as_slice() else {
-            return Err(Error::argument("capi", format!("takes one view of an image, got {}", batch.views.len())));
-        };
+        let images = batch.single("capi")?;
         let mask = self.masks(images.dim(0)?, ctx)?;
         let (rate, kind) = self.settings.encoder.drop_path();
         let mut drop = DropPath::drawn(kind, rate, ctx.streams, DROP_PATH_STREAM, ctx.batch_index());

@@ -1,7 +1,7 @@
 //! Settings of MOCA: as written in a file, and checked.
 
 use super::optimizer::{MocaOptimizerConfig, Recipe};
-use crate::BatchSize;
+use crate::{BatchSize, GlobalToken};
 use occlude_heads::{DecoderConfig, DecoderInput, DecoderSettings, GeneratorConfig, GeneratorSettings};
 use occlude_masking::{Rounds, RoundsConfig};
 use occlude_settings::{ConfigError, Ruler, require};
@@ -11,16 +11,6 @@ use serde::{Deserialize, Serialize};
 
 /// Blocks after the tapped one where nothing is said, as in the public code.
 const BLOCKS_AFTER_TAP: usize = 4;
-
-/// What stands for a whole image: in the image loss, and in front of the patches of a decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GlobalToken {
-    /// The mean of the visible patches.
-    Avg,
-    /// The class token.
-    Cls,
-}
 
 /// What a decoder says about patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,6 @@
 //! The tests named `golden_moca_*` compare every intermediate value, gradient and updated parameter with the public code's.
 
 mod config;
-mod extract;
 mod optimizer;
 mod student;
 mod targets;
@@ -22,15 +21,16 @@ mod targets;
 #[cfg(test)]
 mod tests;
 
-pub use config::{GlobalToken, LocTarget, MocaConfig, MocaSettings};
-pub use extract::MocaExtractor;
+pub use config::{LocTarget, MocaConfig, MocaSettings};
 pub use optimizer::MocaOptimizerConfig;
 pub use student::{Prototypes, RoundLosses, Said, Student};
 pub use targets::Goal;
 
-use crate::{Method, StepContext, StepOutput, ViewBatch, Weights, stores};
+pub use crate::GlobalToken;
+use crate::recipe::is_decayed;
+use crate::{Method, PlainExtractor, StepContext, StepOutput, ViewBatch, Weights, stores};
 use candle_core::{DType, Device, Tensor};
-use occlude_kernels::{Error, Gradients, Param, ParamStore, Result, Role, StateDict, assign, move_average};
+use occlude_kernels::{Error, Gradients, Param, ParamStore, Result, StateDict, assign, move_average};
 use occlude_masking::Round;
 use occlude_optim::{ParamGroup, Schedule};
 use occlude_random::Streams;
@@ -289,16 +289,12 @@ impl Method for Moca {
             Weights::Student => self.student.encoder(),
             Weights::Teacher => &self.teacher,
         };
-        Box::new(MocaExtractor::new(encoder, &self.codebook, self.settings.global_token))
+        Box::new(PlainExtractor::new(encoder, self.settings.global_token).with_words(&self.codebook))
     }
 }
 
 fn is_generator(param: &Param) -> bool {
     ["encoder_pred.", "decoder_pred."].iter().any(|prefix| param.name.starts_with(prefix))
-}
-
-fn is_decayed(param: &Param) -> bool {
-    matches!(param.role, Role::Trained(factors) if factors.wd > 0.0)
 }
 
 /// A scalar times a factor, as a tensor: at a factor that is the number 0 candle cuts the graph, but a generator whose loss

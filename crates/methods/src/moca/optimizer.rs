@@ -1,12 +1,10 @@
 //! How MOCA's parameters are stepped: settings, and the checked recipe.
 
 use crate::BatchSize;
+use crate::recipe::{BASE_BATCH, check_moments, check_sizes, check_warmup};
 use occlude_optim::Schedule;
 use occlude_settings::{ConfigError, Ruler, Span, require};
 use serde::{Deserialize, Serialize};
-
-/// Images that the base learning rate is meant for.
-const BASE_BATCH: f64 = 256.0;
 
 /// The optimizer as written in a file. Defaults are those of the paper's recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,20 +72,14 @@ impl MocaOptimizerConfig {
     pub(super) fn check(&self, batch: BatchSize, ruler: Ruler) -> Result<Recipe, ConfigError> {
         let Self { weight_decay, betas, eps, generator_lr, .. } = *self;
         let decay_end = self.weight_decay_end.unwrap_or(weight_decay);
-        let numbers = [
+        check_sizes(&[
             ("base_lr", self.base_lr),
             ("lr", self.lr.unwrap_or(0.0)),
             ("generator_lr", generator_lr),
             ("weight_decay", weight_decay),
             ("weight_decay_end", decay_end),
-        ];
-        for (field, value) in numbers {
-            require(field, value, "must be at least 0", |v| *v >= 0.0 && v.is_finite())?;
-        }
-        require("eps", eps, "must be positive", |e| *e > 0.0 && e.is_finite())?;
-        for beta in [betas.0, betas.1] {
-            require("betas", beta, "must be at least 0 and below 1", |b| (0.0..1.0).contains(b))?;
-        }
+        ])?;
+        check_moments(betas, eps)?;
         for (field, value) in [("momentum", self.momentum), ("momentum_end", self.momentum_end)] {
             require(field, value, "must be between 0 and 1", |m| (0.0..=1.0).contains(m))?;
         }
@@ -108,13 +100,7 @@ impl MocaOptimizerConfig {
         // Whole epochs, as in the public code, unless the run itself is a part of one.
         let horizon = factor * length;
         let horizon = if horizon.trunc() >= length { horizon.trunc() } else { horizon };
-        let steps = self.warmup.steps("warmup", ruler)?;
-        let allowed = format!("steps must fit into the run of {} steps", ruler.total_steps);
-        require("warmup", steps, &allowed, |steps| *steps <= ruler.total_steps)?;
-        let warmup = match self.warmup {
-            Span::Epochs(epochs) => epochs,
-            Span::Steps(_) | Span::Percent(_) => steps as f64 / ruler.steps_per_epoch,
-        };
+        let warmup = check_warmup(self.warmup, ruler)?;
         let peak = self.lr.unwrap_or(self.base_lr * batch.effective() as f64 / BASE_BATCH);
         Ok(Schedule::linear_cosine(peak, warmup, horizon, ruler))
     }

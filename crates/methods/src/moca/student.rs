@@ -3,15 +3,16 @@
 use super::config::{LocalSettings, MocaSettings};
 use super::targets::Goal;
 use super::{GlobalToken, LocTarget};
-use candle_core::{DType, Tensor, Var};
+use crate::pixels::PIXEL_EPS;
+use candle_core::{Tensor, Var};
 use occlude_heads::{Decoder, DecoderInput, DecoderSettings, Generated, Generator, TargetHead, WordStatistics};
 use occlude_kernels::{Error, Gradients, Result, Scope, gather_rows, pixel_loss};
 use occlude_losses::cosine_distance;
 use occlude_masking::Round;
-use occlude_vit::{DropPath, PlainVit, patch_rows, patches_of};
+use occlude_vit::{DropPath, PlainVit, patch_pixels, patches_of};
 
-/// Added to the variance of a patch's pixels under the root.
-const PIXEL_EPS: f64 = 1e-6;
+/// What the names of the decoder's parameters end with, in the official checkpoints.
+const DECODER_NAMES: &str = "_cls_pt";
 
 /// Encoder, generator of the image loss, and what the local loss needs.
 #[derive(Clone, Debug)]
@@ -188,7 +189,7 @@ impl Local {
         let speaker = |scope: &mut Scope<'_>, decoder: &DecoderSettings| -> Result<Speaker> {
             let (dim, encoder) = (decoder.dim(), &settings.encoder);
             let plain = decoder.input() == DecoderInput::Plain;
-            let decoder = Decoder::new(scope, decoder)?;
+            let decoder = Decoder::new(scope, decoder, DECODER_NAMES)?;
             let head = match local.target {
                 LocTarget::Assign => None,
                 LocTarget::Pixels => Some(TargetHead::pixels(scope, dim, encoder.patch())?),
@@ -214,7 +215,7 @@ impl Local {
         match self.target {
             LocTarget::Assign => Ok(None),
             LocTarget::Embeddings => gather_rows(&goal.patches, &round.decoded()).map(Some),
-            LocTarget::Pixels => pixels(images, patch, &round.masked()).map(Some),
+            LocTarget::Pixels => patch_pixels(images, patch, Some(&round.masked())).map(Some),
         }
     }
 
@@ -234,25 +235,11 @@ impl Local {
                 Ok((cross - goal.entropy(Some(&decoded)))?)
             }
             (LocTarget::Pixels, Some(head), _, _, Some(truth)) => {
-                let guess = head.forward(&gather_rows(said, &hidden_rows(round))?)?;
+                let guess = head.forward(&gather_rows(said, &round.masked_rows())?)?;
                 Ok(pixel_loss(&guess, &truth.to_dtype(guess.dtype())?, Some(PIXEL_EPS))?.mean_all()?)
             }
             (LocTarget::Embeddings, Some(head), _, _, Some(truth)) => cosine_distance(&head.forward(said)?, truth),
             _ => Err(Error::argument("moca", "prototypes without those of the local loss")),
         }
     }
-}
-
-/// Rows of a decoder's output that belong to hidden patches.
-fn hidden_rows(round: &Round) -> Vec<u32> {
-    let counts = round.counts();
-    let row = |row: usize| (counts.keep..counts.decode).map(move |at| (row * counts.decode + at) as u32);
-    (0..round.rows()).flat_map(row).collect()
-}
-
-/// Pixels of the patches `list`: row, column, then channel.  [list.len(), 3 * patch * patch]
-fn pixels(images: &Tensor, patch: usize, list: &[u32]) -> Result<Tensor> {
-    let rows = patch_rows(&images.detach().to_dtype(DType::F32)?, patch, Some(list))?;
-    let (count, values) = rows.dims2()?;
-    Ok(rows.reshape((count, 3, values / 3))?.transpose(1, 2)?.reshape((count, values))?)
 }

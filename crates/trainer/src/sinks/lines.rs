@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::io;
 use std::path::Path;
 
-/// Writes step and probe rows. f64 are written with the digits that give back every bit.
+/// Writes rows of steps, probes and matrices. f64 are written with the digits that give back every bit.
 #[derive(Debug)]
 pub struct MetricsSink {
     lines: Lines,
@@ -65,6 +65,7 @@ impl Sink for MetricsSink {
         match event {
             Event::Step { row, logged: true, .. } => self.lines.add(row),
             Event::Probed(row) => self.lines.add(row),
+            Event::Shown(row) => self.lines.add(row),
             _ => Ok(()),
         }
     }

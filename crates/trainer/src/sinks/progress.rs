@@ -76,6 +76,7 @@ impl Sink for ProgressSink {
                 self.scores = format!(" · {}", scores.join(" · "));
                 tracing::info!("after step {}: {}", row.step, scores.join(", "));
             }
+            Event::Shown(row) => tracing::debug!("{} after step {}", row.matrix, row.step),
             Event::Saved { step, path } => tracing::debug!("saved after step {step}: {}", path.display()),
             Event::Ended { .. } => self.bar.abandon(),
         }

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use occlude_checkpoint::{Checkpoint, Retention, RunDir};
 use occlude_data::Batch;
 use occlude_kernels::{Factors, Init, ParamStore, Precision, Result, StateDict, assign, backward};
-use occlude_methods::{Method, StepContext, StepOutput, ViewBatch, Weights};
+use occlude_methods::{Matrix, Method, StepContext, StepOutput, ViewBatch, Weights};
 use occlude_optim::{Ema, ParamGroup, Schedule};
 use occlude_random::Streams;
 use occlude_settings::Span;
@@ -119,6 +119,11 @@ impl Method for Line {
 
     fn extractor(&self, _: Weights) -> Box<dyn Extractor + '_> {
         Box::new(Nothing)
+    }
+
+    fn matrices(&self) -> Result<Vec<Matrix>> {
+        let values = self.weights().into_iter().map(f64::from).collect();
+        Ok(vec![Matrix { name: "line", rows: 2, cols: PIXELS / 2, values }])
     }
 }
 

@@ -2,18 +2,23 @@
 
 use crate::common::{Breaker, Line, Noise, Stopper, straight, trace, train, trainer};
 use occlude_checkpoint::{Checkpoint, RunDir};
-use occlude_trainer::{End, Error, ProbeRow, StepRow, Stop, Summary, TimingRow};
+use occlude_trainer::{End, Error, MatrixRow, ProbeRow, StepRow, Stop, Summary, TimingRow};
 use std::fs;
 
 #[test]
-fn metrics_hold_one_row_for_each_step_due_and_each_probe() {
+fn metrics_hold_one_row_for_each_step_due_and_each_probe_and_epoch() {
     let trace = straight();
     let rows: Vec<serde_json::Value> = trace.metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (shown, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.get("matrix").is_some());
     let (probes, steps): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.get("scores").is_some());
+    let shown: Vec<MatrixRow> = shown.into_iter().map(|row| serde_json::from_value(row).unwrap()).collect();
     let steps: Vec<StepRow> = steps.into_iter().map(|row| serde_json::from_value(row).unwrap()).collect();
     let probes: Vec<ProbeRow> = probes.into_iter().map(|row| serde_json::from_value(row).unwrap()).collect();
     assert_eq!(steps.iter().map(|row| row.step).collect::<Vec<_>>(), [1, 3, 6, 9, 12, 15, 18, 20]);
     assert_eq!(probes.iter().map(|row| row.step).collect::<Vec<_>>(), [0, 4, 8, 12, 16, 20]);
+    assert_eq!(shown.iter().map(|row| (row.step, row.epoch)).collect::<Vec<_>>(), [(0, 0.0), (10, 1.0), (20, 2.0)]);
+    assert!(shown.iter().all(|row| row.matrix == "line" && row.rows * row.cols == row.values.len()));
+    assert_ne!(shown[0].values, shown[2].values);
     let last = steps.last().unwrap();
     assert_eq!((last.epoch, last.lr.get("student"), last.momentum.get("student")), (2.0, Some(0.02), Some(0.9)));
     assert!(last.losses.get("square").unwrap() < steps[0].losses.get("square").unwrap());
