@@ -1,10 +1,11 @@
 //! Ours beside the peer: equal losses first, then steps in alternation.
 
 use crate::precision::{PeerPrecision, Precision};
-use crate::protocol::{Losses, Request};
-use crate::report::{Agreement, Report, Side};
+use crate::protocol::Request;
+use crate::report::{Report, agree};
 use crate::server::Server;
-use crate::{Machine, StepBench, load_average};
+use crate::turns::{Runner, alternate, our_server};
+use crate::{Conditions, StepBench};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +13,7 @@ use std::process::Command;
 /// The PyTorch programs, and what they share: written beside the weights they read, so that this binary can be moved.
 const CAPI_PROGRAM: &str = include_str!("../peer/capi_step.py");
 const MOCA_PROGRAM: &str = include_str!("../peer/moca_step.py");
+const RANDSAC_PROGRAM: &str = include_str!("../peer/randsac_step.py");
 const ENCODER_PROGRAM: &str = include_str!("../peer/encoder_step.py");
 const SERVING: &str = include_str!("../peer/serving.py");
 
@@ -28,22 +30,15 @@ pub struct Comparison {
     pub turn: usize,
 }
 
-/// One server and what it has measured so far.
-struct Runner {
-    server: Server,
-    side: Side,
-}
-
 impl Comparison {
     /// Checks the losses, then times every precision of either side, a turn each at a time.
     ///
     /// # Errors
     /// A side that cannot be started or fails, losses that differ, numbers of parameters that differ.
     pub fn run(&self) -> Result<Report> {
-        let load_before = load_average();
+        let conditions = Conditions::before(&self.bench, self.turn);
         let folder = tempfile::tempdir().context("a folder for what both sides read")?;
         let program = write_program(folder.path(), &self.bench.method)?;
-        let machine = Machine::this();
 
         // Our losses come from a process of its own: without stochastic depth they need more memory than a timed step.
         let our_losses = {
@@ -53,12 +48,12 @@ impl Comparison {
         };
         let mut peers = PeerPrecision::ALL
             .into_iter()
-            .filter(|precision| precision.runs_on(&machine.features))
+            .filter(|precision| precision.runs_on(&conditions.machine.features))
             .map(|precision| Ok((precision, Runner::new(self.peer_server(precision, &program, folder.path())?))))
             .collect::<Result<Vec<_>>>()?;
         let reference = peers.iter_mut().find(|(precision, _)| *precision == PeerPrecision::F32);
         let (_, reference) = reference.context("the peer's f32 runs everywhere")?;
-        let agreements = agree(&our_losses, &reference.server.ask(&Request::Loss)?.losses)?;
+        let agreements = agree(["ours", "PyTorch"], &our_losses, &reference.server.ask(&Request::Loss)?.losses)?;
 
         let mut ours = Precision::ALL
             .into_iter()
@@ -66,17 +61,14 @@ impl Comparison {
             .map(|precision| Ok((precision, Runner::new(self.our_server(precision)?))))
             .collect::<Result<Vec<_>>>()?;
         let everyone = ours.iter_mut().map(|(_, runner)| runner).chain(peers.iter_mut().map(|(_, runner)| runner));
-        alternate(everyone.collect(), self.bench.warmup, self.bench.steps, self.turn)?;
+        let everyone: Vec<_> = everyone.collect();
+        same_network(&everyone)?;
+        alternate(everyone, self.bench.warmup, self.bench.steps, self.turn)?;
 
         Ok(Report {
             method: self.bench.method.clone(),
             preset: self.bench.preset,
-            threads: self.bench.threads,
-            warmup: self.bench.warmup,
-            turn: self.turn,
-            machine,
-            load_before,
-            load_after: load_average(),
+            conditions: conditions.after(),
             ours: ours.into_iter().map(|(precision, runner)| (precision, runner.side)).collect(),
             peer: peers.into_iter().map(|(precision, runner)| (precision, runner.side)).collect(),
             agreements,
@@ -84,11 +76,8 @@ impl Comparison {
     }
 
     fn our_server(&self, precision: Precision) -> Result<Server> {
-        let StepBench { method, preset, threads, .. } = &self.bench;
-        let mut command = Command::new(&self.ours);
-        command.args(["--serve", "--method", method, "--preset", preset.name(), "--precision", precision.name()]);
-        command.args(["--threads", &threads.to_string()]);
-        Server::start(&format!("ours, {}", precision.name()), command)
+        let name = format!("ours, {}", precision.name());
+        our_server(&name, &self.ours, &StepBench { precision, ..self.bench.clone() })
     }
 
     fn peer_server(&self, precision: PeerPrecision, program: &Path, folder: &Path) -> Result<Server> {
@@ -106,17 +95,11 @@ impl Comparison {
     }
 }
 
-impl Runner {
-    fn new(server: Server) -> Self {
-        let side = Side::of(server.hello());
-        Self { server, side }
-    }
-}
-
 fn program_of(method: &str) -> Result<&'static str> {
     match method {
         "capi" => Ok(CAPI_PROGRAM),
         "moca" => Ok(MOCA_PROGRAM),
+        "randsac" => Ok(RANDSAC_PROGRAM),
         "encoder" => Ok(ENCODER_PROGRAM),
         _ => bail!("--peer: there is no PyTorch program for `{method}`"),
     }
@@ -131,58 +114,27 @@ fn write_program(folder: &Path, method: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Warms everyone up, then lets each make `turn` steps until all have made `steps`.
-fn alternate(mut runners: Vec<&mut Runner>, warmup: usize, steps: usize, turn: usize) -> Result<()> {
+/// Refuses sides that train different networks.
+fn same_network(runners: &[&mut Runner]) -> Result<()> {
     let first = runners.first().map(|runner| runner.side.parameters);
-    if let Some(other) = runners.iter().find(|runner| Some(runner.side.parameters) != first) {
-        bail!("the sides train different networks: {:?} and {:?} numbers", first.flatten(), other.side.parameters);
-    }
-    for runner in &mut runners {
-        runner.server.ask(&Request::Warmup(warmup))?;
-    }
-    let mut left = steps;
-    while left > 0 {
-        let now = turn.clamp(1, left);
-        for runner in &mut runners {
-            let reply = runner.server.ask(&Request::Step(now))?;
-            runner.side.add(reply);
+    match runners.iter().find(|runner| Some(runner.side.parameters) != first) {
+        None => Ok(()),
+        Some(other) => {
+            let (first, other) = (first.flatten(), other.side.parameters);
+            bail!("the sides train different networks: {first:?} and {other:?} numbers")
         }
-        left -= now;
     }
-    Ok(())
-}
-
-/// The losses of both sides, one by one.
-fn agree(ours: &Losses, peer: &Losses) -> Result<Vec<Agreement>> {
-    if !ours.keys().eq(peer.keys()) {
-        bail!("ours has the losses {:?}, PyTorch {:?}", ours.keys(), peer.keys());
-    }
-    let pairs = ours.iter().zip(peer.values());
-    pairs.map(|((name, ours), peer)| Agreement { name: name.clone(), ours: *ours, peer: *peer }.checked()).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{agree, write_program};
-    use crate::protocol::Losses;
-
-    fn losses(prediction: f64, clustering: f64) -> Losses {
-        [("prediction".to_owned(), prediction), ("clustering".to_owned(), clustering)].into()
-    }
+    use super::write_program;
 
     #[test]
-    fn losses_are_paired_by_name() {
-        let agreements = agree(&losses(9.5, 20.0), &losses(9.5, 20.001)).unwrap();
-        assert_eq!(agreements.iter().map(|a| a.name.as_str()).collect::<Vec<_>>(), ["clustering", "prediction"]);
-        assert_eq!((agreements[0].ours, agreements[0].peer), (20.0, 20.001));
-        assert!(agree(&losses(9.5, 20.0), &Losses::new()).is_err());
-        assert!(agree(&losses(9.5, 20.0), &losses(9.52, 20.0)).is_err());
-    }
-
-    #[test]
-    fn every_method_that_can_be_stepped_has_its_program() {
+    fn every_method_that_is_compared_has_its_program() {
         let folder = tempfile::tempdir().unwrap();
-        for (method, loss) in [("capi", "clustering"), ("moca", "local"), ("encoder", "cross_entropy")] {
+        let programs = [("capi", "clustering"), ("moca", "local"), ("randsac", "pixels"), ("encoder", "cross_entropy")];
+        for (method, loss) in programs {
             let program = std::fs::read_to_string(write_program(folder.path(), method).unwrap()).unwrap();
             assert!(
                 program.contains(&format!("\"{loss}\"")) && program.contains("from serving import serve"),
@@ -190,48 +142,21 @@ mod tests {
             );
             assert!(folder.path().join("serving.py").is_file());
         }
-        assert!(write_program(folder.path(), "abacus").unwrap_err().to_string().contains("abacus"));
-    }
-}
-
-#[cfg(unix)]
-#[cfg(test)]
-mod alternation {
-    use super::{Runner, alternate};
-    use crate::server::Server;
-    use std::process::Command;
-
-    /// A side that writes its letter for every step into a file.
-    fn runner(letter: &str, parameters: usize, log: &std::path::Path) -> Runner {
-        let log = log.display();
-        let script = format!(
-            r#"echo '{{"ready": true, "parameters": {parameters}}}'
-            while read word count; do
-                [ $word = step ] && printf {letter}$count >> '{log}'
-                echo '{{"seconds": [1.0]}}'
-            done"#
-        );
-        let mut command = Command::new("sh");
-        command.args(["-c", &script]);
-        Runner::new(Server::start(letter, command).unwrap())
+        for method in ["mae", "abacus"] {
+            let error = write_program(folder.path(), method).unwrap_err().to_string();
+            assert!(error.contains(method) && error.contains("--peer"), "{error}");
+        }
     }
 
     #[test]
-    fn sides_take_turns_and_make_equally_many_steps() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("log");
-        let (mut a, mut b) = (runner("a", 7, &log), runner("b", 7, &log));
-        alternate(vec![&mut a, &mut b], 1, 5, 2).unwrap();
-        assert_eq!(std::fs::read_to_string(&log).unwrap(), "a2b2a2b2a1b1");
-        assert_eq!((a.side.seconds.len(), b.side.seconds.len()), (3, 3), "the warm-up is not among them");
-    }
-
-    #[test]
+    #[cfg(unix)]
     fn networks_of_different_size_are_refused() {
+        use crate::turns::pretended::runner;
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
-        let (mut a, mut b) = (runner("a", 7, &log), runner("b", 8, &log));
-        let message = alternate(vec![&mut a, &mut b], 1, 5, 2).unwrap_err().to_string();
+        let (mut a, mut b, mut c) = (runner("a", 7, &log), runner("b", 8, &log), runner("c", 7, &log));
+        super::same_network(&[&mut a, &mut c]).unwrap();
+        let message = super::same_network(&[&mut a, &mut b]).unwrap_err().to_string();
         assert!(message.contains('7') && message.contains('8'), "{message}");
     }
 }

@@ -1,7 +1,9 @@
 //! MOCA at one size, ready to be stepped.
 
 use crate::protocol::Losses;
-use crate::subject::{RUN, Subject, by_name, images, indices, table, trained_numbers, whole_step, write_exported};
+use crate::subject::{
+    EPOCHS, RULER, Subject, by_name, images, indices, table, trained_numbers, whole_step, write_exported,
+};
 use crate::{Precision, Preset};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
@@ -12,15 +14,10 @@ use occlude_methods::moca::{Moca, MocaConfig};
 use occlude_methods::{BatchSize, Method, StepContext, ViewBatch};
 use occlude_optim::{Optimizer, Schedule};
 use occlude_random::Streams;
-use occlude_settings::Ruler;
 use occlude_tokenizers::Chosen;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Epochs of the run that the schedules belong to.
-const EPOCHS: f64 = 200.0;
-/// The run that the schedules belong to.
-pub(crate) const RULER: Ruler = Ruler { steps_per_epoch: RUN as f64 / EPOCHS, total_steps: RUN };
 /// Largest norm of all gradients together.
 const CLIP: f64 = 0.1;
 
@@ -108,7 +105,8 @@ impl MocaSubject {
 impl Subject for MocaSubject {
     fn step(&mut self) -> Result<Losses> {
         let ctx = StepContext::single(self.step, self.streams);
-        let losses = whole_step(&mut self.method, &mut self.optimizer, &self.batch, &ctx, self.precision)?;
+        let step = |method: &mut Moca| method.step(&self.batch, &ctx);
+        let losses = whole_step(&mut self.method, &mut self.optimizer, &ctx, self.precision, step)?;
         self.step += 1;
         Ok(losses)
     }

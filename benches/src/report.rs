@@ -1,8 +1,8 @@
 //! What a comparison gives: medians, ratios, and the form they are written in.
 
 use crate::precision::{PeerPrecision, Precision, RATIO_KEYS};
-use crate::protocol::Reply;
-use crate::{Machine, Preset};
+use crate::protocol::{Losses, Reply};
+use crate::{Conditions, Preset};
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -56,10 +56,34 @@ impl Side {
         (count > 0).then(|| self.cpu_seconds.iter().sum::<f64>() / count as f64)
     }
 
-    fn json(&self) -> Value {
+    /// Median wall seconds of a step.
+    fn median(&self) -> Option<f64> {
+        median(&self.seconds)
+    }
+
+    /// Largest resident memory, in MiB.
+    fn memory(&self) -> Option<f64> {
+        self.peak_mib
+    }
+
+    /// One line under [`heading`], for a name of at most `width` letters.
+    pub(crate) fn row(&self, name: &str, width: usize) -> String {
+        let shown = |value: Option<f64>, digits| value.map_or_else(|| "?".into(), |v| format!("{v:.digits$}"));
+        let fastest = self.seconds.iter().copied().reduce(f64::min);
+        format!(
+            "{name:<width$}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
+            shown(self.median(), 3),
+            shown(fastest, 3),
+            shown(self.cpu(), 3),
+            shown(self.memory(), 0),
+            shown(self.start_mib, 0),
+        )
+    }
+
+    pub(crate) fn json(&self) -> Value {
         json!({
             "version": self.version,
-            "seconds_median": median(&self.seconds),
+            "seconds_median": self.median(),
             "seconds_min": self.seconds.iter().copied().reduce(f64::min),
             "seconds": self.seconds,
             "cpu_seconds_per_step": self.cpu(),
@@ -70,14 +94,37 @@ impl Side {
     }
 }
 
+/// What stands above rows of sides with names of at most `width` letters.
+pub(crate) fn heading(width: usize) -> String {
+    format!("{:<width$}{:>10}{:>10}{:>10}{:>10}{:>10}\n", "", "median s", "fastest s", "CPU s", "peak MiB", "at start")
+}
+
+/// A figure of a side.
+type Figure = fn(&Side) -> Option<f64>;
+
+/// What sides are compared by, under the keys of their ratios: time, CPU time and memory.
+pub(crate) const FIGURES: [(&str, Figure); 3] =
+    [("ratios", Side::median), ("cpu_ratios", Side::cpu), ("memory_ratios", Side::memory)];
+
+/// A figure of one side over that of the other; `None` where either has none.
+pub(crate) fn ratio(figure: Figure, side: &Side, other: &Side) -> Option<f64> {
+    Some(figure(side)? / figure(other)?)
+}
+
+/// Ratios of [`FIGURES`] in words.
+pub(crate) fn ratios_in_words(name: &str, [time, cpu, memory]: [Option<f64>; 3]) -> String {
+    let shown = |ratio: Option<f64>| ratio.map_or_else(|| "?".into(), |ratio| format!("{ratio:.2}"));
+    format!("{name}: time {}, CPU {}, memory {}\n", shown(time), shown(cpu), shown(memory))
+}
+
 /// One loss on both sides, same weights and batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Agreement {
     /// Name of the loss.
     pub name: String,
-    /// Ours.
+    /// Ours, or the first side's.
     pub ours: f64,
-    /// The peer's.
+    /// The peer's: the other side's.
     pub peer: f64,
 }
 
@@ -89,34 +136,56 @@ impl Agreement {
     }
 
     /// Refuses losses that are further apart than rounding explains, and ones that are not numbers.
-    pub(crate) fn checked(self) -> Result<Self> {
-        let (apart, Self { name, ours, peer }) = (self.relative(), &self);
+    fn checked(self, sides: [&str; 2]) -> Result<Self> {
+        let apart = self.relative();
         if apart <= TOLERANCE {
             return Ok(self);
         }
-        bail!("{name} loss: ours {ours}, PyTorch {peer}: {apart:.1e} apart, at most {TOLERANCE:.0e} is allowed")
+        bail!("{}: {apart:.1e} apart, at most {TOLERANCE:.0e} is allowed", self.shown(sides))
+    }
+
+    /// Both values, of sides with these names.
+    fn shown(&self, [first, second]: [&str; 2]) -> String {
+        let Self { name, ours, peer } = self;
+        format!("{name} loss: {first} {ours:.6}, {second} {peer:.6}")
+    }
+
+    /// One line of a report.
+    pub(crate) fn line(&self, sides: [&str; 2]) -> String {
+        format!("{}, {:.1e} apart\n", self.shown(sides), self.relative())
     }
 }
 
-/// A comparison.
+/// The losses of both sides, one by one, if they agree.
+pub(crate) fn agree(sides: [&str; 2], ours: &Losses, peer: &Losses) -> Result<Vec<Agreement>> {
+    if !ours.keys().eq(peer.keys()) {
+        let [first, second] = sides;
+        bail!("{first} has the losses {:?}, {second} {:?}", ours.keys(), peer.keys());
+    }
+    let pairs = ours.iter().zip(peer.values());
+    pairs
+        .map(|((name, ours), peer)| Agreement { name: name.clone(), ours: *ours, peer: *peer }.checked(sides))
+        .collect()
+}
+
+/// Losses by name, both and how far they are apart.
+pub(crate) fn losses_json(agreements: &[Agreement]) -> Value {
+    let losses = agreements.iter().map(|agreement| {
+        let Agreement { name, ours, peer } = agreement;
+        (name.clone(), json!({ "ours": ours, "peer": peer, "relative": agreement.relative() }))
+    });
+    losses.collect::<Map<_, _>>().into()
+}
+
+/// A comparison with PyTorch.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Which method.
     pub method: String,
     /// At which size.
     pub preset: Preset,
-    /// Threads of each side.
-    pub threads: usize,
-    /// Steps before the timed ones.
-    pub warmup: usize,
-    /// Steps of one side before the other one's turn.
-    pub turn: usize,
-    /// What it ran on.
-    pub machine: Machine,
-    /// Load average before.
-    pub load_before: Option<[f64; 3]>,
-    /// Load average after.
-    pub load_after: Option<[f64; 3]>,
+    /// Under which conditions.
+    pub conditions: Conditions,
     /// Ours.
     pub ours: BTreeMap<Precision, Side>,
     /// The peer's.
@@ -127,13 +196,12 @@ pub struct Report {
 
 impl Report {
     /// Ours over the peer's, of a figure; `None` where either side has none.
-    fn ratio(&self, precision: Precision, figure: impl Fn(&Side) -> Option<f64>) -> Option<f64> {
-        let (ours, peer) = (self.ours.get(&precision)?, self.peer.get(&precision.peer())?);
-        Some(figure(ours)? / figure(peer)?)
+    fn ratio(&self, precision: Precision, figure: Figure) -> Option<f64> {
+        ratio(figure, self.ours.get(&precision)?, self.peer.get(&precision.peer())?)
     }
 
     /// The ratio of every precision there is a name for, `null` where there is none.
-    fn ratios(&self, figure: impl Fn(&Side) -> Option<f64> + Copy) -> Value {
+    fn ratios(&self, figure: Figure) -> Value {
         let named = |key: &&str| Precision::ALL.into_iter().find(|precision| precision.name() == *key);
         let value = |key| json!(named(&key).and_then(|precision| self.ratio(precision, figure)));
         RATIO_KEYS.iter().map(|key| ((*key).to_owned(), value(*key))).collect::<Map<_, _>>().into()
@@ -144,90 +212,47 @@ impl Report {
     pub fn json(&self) -> Value {
         let ours: Map<_, _> = self.ours.iter().map(|(p, side)| (p.name().to_owned(), side.json())).collect();
         let peer = PeerPrecision::ALL.map(|p| (p.name().to_owned(), json!(self.peer.get(&p).map(Side::json))));
-        let losses = self.agreements.iter().map(|agreement| {
-            let Agreement { name, ours, peer } = agreement;
-            (name.clone(), json!({ "ours": ours, "peer": peer, "relative": agreement.relative() }))
-        });
-        json!({
-            "method": self.method,
-            "preset": self.preset.name(),
-            "threads": self.threads,
-            "warmup": self.warmup,
-            "turn": self.turn,
-            "cpu": self.machine.cpu,
-            "features": self.machine.features,
-            "load_before": self.load_before,
-            "load_after": self.load_after,
-            "ratios": self.ratios(|side| median(&side.seconds)),
-            "cpu_ratios": self.ratios(Side::cpu),
-            "memory_ratios": self.ratios(|side| side.peak_mib),
-            "ours": ours,
-            "peer": peer.into_iter().collect::<Map<_, _>>(),
-            "losses": losses.collect::<Map<_, _>>(),
-        })
-    }
-
-    fn row(&self, f: &mut fmt::Formatter<'_>, name: &str, side: &Side) -> fmt::Result {
-        let shown = |value: Option<f64>, digits| value.map_or_else(|| "?".into(), |v| format!("{v:.digits$}"));
-        let fastest = side.seconds.iter().copied().reduce(f64::min);
-        let (median, cpu) = (median(&side.seconds), side.cpu());
-        writeln!(
-            f,
-            "{name:<16}{:>10}{:>10}{:>10}{:>10}{:>10}",
-            shown(median, 3),
-            shown(fastest, 3),
-            shown(cpu, 3),
-            shown(side.peak_mib, 0),
-            shown(side.start_mib, 0),
-        )
+        let mut report = self.conditions.json();
+        report.extend(FIGURES.map(|(key, figure)| (key.to_owned(), self.ratios(figure))));
+        let fields = [
+            ("method", json!(self.method)),
+            ("preset", json!(self.preset.name())),
+            ("ours", ours.into()),
+            ("peer", peer.into_iter().collect::<Map<_, _>>().into()),
+            ("losses", losses_json(&self.agreements)),
+        ];
+        report.extend(fields.map(|(name, value)| (name.to_owned(), value)));
+        report.into()
     }
 }
 
+/// Letters of the longest name of a side.
+const NAMES: usize = 16;
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Machine { cpu, features } = &self.machine;
-        writeln!(f, "{} {} on {cpu} ({})", self.method, self.preset.name(), features.join(", "))?;
-        let load = |load: Option<[f64; 3]>| load.map_or_else(|| "?".into(), |[one, ..]| format!("{one:.2}"));
         let steps = self.ours.values().next().map_or(0, |side| side.seconds.len());
-        let (before, after) = (load(self.load_before), load(self.load_after));
-        writeln!(
-            f,
-            "{} threads, {steps} steps, {} at a time; load {before} before, {after} after",
-            self.threads, self.turn
-        )?;
+        f.write_str(&self.conditions.text(&format!("{} {}", self.method, self.preset.name()), steps))?;
         for agreement in &self.agreements {
-            let Agreement { name, ours, peer } = agreement;
-            writeln!(f, "{name} loss: ours {ours:.6}, PyTorch {peer:.6}, {:.1e} apart", agreement.relative())?;
+            f.write_str(&agreement.line(["ours", "PyTorch"]))?;
         }
-        writeln!(
-            f,
-            "\n{:<16}{:>10}{:>10}{:>10}{:>10}{:>10}",
-            "", "median s", "fastest s", "CPU s", "peak MiB", "at start"
-        )?;
+        write!(f, "\n{}", heading(NAMES))?;
         for precision in Precision::ALL {
             match self.ours.get(&precision) {
-                Some(side) => self.row(f, &format!("ours {}", precision.name()), side)?,
+                Some(side) => f.write_str(&side.row(&format!("ours {}", precision.name()), NAMES))?,
                 None => writeln!(f, "ours {:<11}left out: {}", precision.name(), precision.kernels().explain())?,
             }
         }
         for precision in PeerPrecision::ALL {
             match self.peer.get(&precision) {
-                Some(side) => self.row(f, &format!("PyTorch {}", precision.name()), side)?,
+                Some(side) => f.write_str(&side.row(&format!("PyTorch {}", precision.name()), NAMES))?,
                 None => writeln!(f, "PyTorch {:<8}left out: this processor has no products for it", precision.name())?,
             }
         }
         writeln!(f)?;
         for precision in self.ours.keys().copied() {
-            let shown = |ratio: Option<f64>| ratio.map_or_else(|| "?".into(), |ratio| format!("{ratio:.2}"));
-            writeln!(
-                f,
-                "ours {} / PyTorch {}: time {}, CPU {}, memory {}",
-                precision.name(),
-                precision.peer().name(),
-                shown(self.ratio(precision, |side| median(&side.seconds))),
-                shown(self.ratio(precision, Side::cpu)),
-                shown(self.ratio(precision, |side| side.peak_mib)),
-            )?;
+            let name = format!("ours {} / PyTorch {}", precision.name(), precision.peer().name());
+            f.write_str(&ratios_in_words(&name, FIGURES.map(|(_, figure)| self.ratio(precision, figure))))?;
         }
         Ok(())
     }
@@ -235,8 +260,9 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
-    use super::{Agreement, Report, Side, median};
-    use crate::{Machine, PeerPrecision, Precision, Preset};
+    use super::{Agreement, Report, Side, agree, median};
+    use crate::protocol::Losses;
+    use crate::{Conditions, Machine, PeerPrecision, Precision, Preset};
     use serde_json::Value;
 
     fn side(seconds: &[f64], cpu: &[f64], peak: f64) -> Side {
@@ -244,16 +270,16 @@ mod tests {
         Side { seconds, cpu_seconds, peak_mib: Some(peak), ..Side::default() }
     }
 
+    fn conditions() -> Conditions {
+        let machine = Machine { cpu: "abacus".into(), features: vec!["beads"] };
+        Conditions { threads: 2, warmup: 1, turn: 1, machine, load_before: Some([0.25, 0.5, 1.0]), load_after: None }
+    }
+
     fn report() -> Report {
         Report {
             method: "capi".into(),
             preset: Preset::Tiny,
-            threads: 2,
-            warmup: 1,
-            turn: 1,
-            machine: Machine { cpu: "abacus".into(), features: vec!["beads"] },
-            load_before: Some([0.25, 0.5, 1.0]),
-            load_after: None,
+            conditions: conditions(),
             ours: [(Precision::F32, side(&[3.0, 1.0, 2.0], &[3.0, 5.0], 300.0))].into(),
             peer: [(PeerPrecision::F32, side(&[4.0, 4.0, 9.0], &[8.0], 600.0))].into(),
             agreements: vec![Agreement { name: "prediction".into(), ours: 9.0, peer: 9.0 }],
@@ -297,11 +323,26 @@ mod tests {
 
     #[test]
     fn losses_agree_within_rounding_only() {
-        let agreement = |ours, peer| Agreement { name: "prediction".into(), ours, peer }.checked();
+        let agreement =
+            |ours, peer| Agreement { name: "prediction".into(), ours, peer }.checked(["ours", "the abacus"]);
         assert!(agreement(9.0005, 9.0).is_ok());
         let message = agreement(9.01, 9.0).unwrap_err().to_string();
-        assert!(message.contains("ours 9.01, PyTorch 9:") && message.contains("prediction"), "{message}");
+        assert!(message.contains("ours 9.01") && message.contains("the abacus 9.0"), "{message}");
+        assert!(message.contains("prediction"), "{message}");
         assert!(agreement(f64::NAN, 9.0).is_err() && agreement(9.0, f64::NAN).is_err());
         assert!(agreement(0.0, 0.0).is_ok());
+    }
+
+    #[test]
+    fn losses_are_paired_by_name() {
+        let losses = |prediction, clustering| -> Losses {
+            [("prediction".to_owned(), prediction), ("clustering".to_owned(), clustering)].into()
+        };
+        let agree = |ours, peer: &Losses| agree(["ours", "the abacus"], &ours, peer);
+        let agreements = agree(losses(9.5, 20.0), &losses(9.5, 20.001)).unwrap();
+        assert_eq!(agreements.iter().map(|a| a.name.as_str()).collect::<Vec<_>>(), ["clustering", "prediction"]);
+        assert_eq!((agreements[0].ours, agreements[0].peer), (20.0, 20.001));
+        assert!(agree(losses(9.5, 20.0), &Losses::new()).is_err());
+        assert!(agree(losses(9.5, 20.0), &losses(9.52, 20.0)).is_err());
     }
 }

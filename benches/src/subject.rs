@@ -1,8 +1,10 @@
 //! One method, or its encoder alone, at one size, ready to be stepped.
 
 use crate::encoder::EncoderSubject;
+use crate::mae::MaeSubject;
 use crate::moca::MocaSubject;
 use crate::protocol::Losses;
+use crate::randsac::RandsacSubject;
 use crate::{Precision, Preset};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -21,6 +23,10 @@ use std::path::Path;
 
 /// Length of the run that the schedules belong to; steps beyond it use their final values.
 pub(crate) const RUN: u64 = 1000;
+/// Its epochs, where a schedule counts in them.
+pub(crate) const EPOCHS: f64 = 200.0;
+/// The same run, for settings.
+pub(crate) const RULER: Ruler = Ruler { steps_per_epoch: RUN as f64 / EPOCHS, total_steps: RUN };
 
 /// What is measured: a method with its optimizer and one batch of images made beforehand.
 pub(crate) trait Subject {
@@ -39,14 +45,14 @@ pub(crate) trait Subject {
 
 /// The method called `method` at a size.
 pub(crate) fn subject(method: &str, preset: Preset, precision: Precision) -> Result<Box<dyn Subject>> {
+    preset.check(method)?;
     match method {
-        "capi" | "encoder" if preset == Preset::VitSFullDecoding => {
-            bail!("--preset {}: goes with `--method moca` alone", preset.name())
-        }
         "capi" => Ok(Box::new(CapiSubject::new(preset, precision)?)),
         "moca" => Ok(Box::new(MocaSubject::new(preset, precision)?)),
+        "randsac" => Ok(Box::new(RandsacSubject::new(preset, precision)?)),
+        "mae" => Ok(Box::new(MaeSubject::new(preset, precision)?)),
         "encoder" => Ok(Box::new(EncoderSubject::new(preset, precision)?)),
-        _ => bail!("--method {method}: there are `capi`, `moca` and `encoder`"),
+        _ => bail!("--method {method}: there are `capi`, `moca`, `randsac`, `mae` and `encoder`"),
     }
 }
 
@@ -108,7 +114,8 @@ impl CapiSubject {
 impl Subject for CapiSubject {
     fn step(&mut self) -> Result<Losses> {
         let ctx = StepContext::single(self.step, self.streams);
-        let losses = whole_step(&mut self.method, &mut self.optimizer, &self.batch, &ctx, self.precision)?;
+        let step = |method: &mut Capi| method.step(&self.batch, &ctx);
+        let losses = whole_step(&mut self.method, &mut self.optimizer, &ctx, self.precision, step)?;
         self.step += 1;
         Ok(losses)
     }
@@ -128,18 +135,18 @@ impl Subject for CapiSubject {
     }
 }
 
-/// What the trainer does in a step of one micro-batch. -> losses
-pub(crate) fn whole_step(
-    method: &mut dyn Method,
+/// What the trainer does in a step of one micro-batch, with `step` for [`Method::step`]. -> losses
+pub(crate) fn whole_step<M: Method>(
+    method: &mut M,
     optimizer: &mut Optimizer,
-    batch: &ViewBatch,
     ctx: &StepContext<'_>,
     precision: Precision,
+    step: impl FnOnce(&mut M) -> occlude_kernels::Result<StepOutput>,
 ) -> Result<Losses> {
     method.before_update(ctx)?;
     let output = {
         let _scope = precision.kernels().scope();
-        method.step(batch, ctx)?
+        step(method)?
     };
     optimizer.step(&output.gradients, ctx.step).with_context(|| format!("step {}", ctx.step))?;
     method.after_step(ctx)?;
@@ -248,14 +255,16 @@ mod tests {
     #[test]
     fn an_unknown_method_is_named() {
         let error = subject("abacus", Preset::Tiny, Precision::F32).err().unwrap().to_string();
-        assert!(["abacus", "capi", "moca", "encoder"].iter().all(|name| error.contains(name)), "{error}");
+        for name in ["abacus", "capi", "moca", "randsac", "mae", "encoder"] {
+            assert!(error.contains(name), "{error}");
+        }
     }
 
     #[test]
-    fn a_preset_of_one_method_is_refused_by_the_others() {
-        for method in ["capi", "encoder"] {
-            let error = subject(method, Preset::VitSFullDecoding, Precision::F32).err().unwrap().to_string();
-            assert!(error.contains("vit-s-full-decoding") && error.contains("moca"), "{error}");
+    fn a_preset_of_another_method_is_refused() {
+        for method in ["capi", "encoder", "mae"] {
+            let error = subject(method, Preset::VitTinyDense, Precision::F32).err().unwrap().to_string();
+            assert!(error.contains("vit-tiny-dense") && error.contains("randsac"), "{error}");
         }
     }
 }

@@ -18,9 +18,9 @@ enum What {
         /// Build for NVIDIA GPUs too (needs the CUDA toolkit).
         #[arg(long)]
         cuda: bool,
-        /// Everything `bench-step` takes: `--method capi|moca|encoder [--preset vit-s|vit-s-full-decoding|vit-tiny|quickstart]
-        /// [--steps N] [--threads N] [--json FILE]`, and `--peer` for a comparison with PyTorch, which is installed into
-        /// `target/peer` at the first use.
+        /// Everything `bench-step` takes: `--method capi|moca|randsac|mae|encoder [--preset vit-s|vit-tiny|quickstart|..]
+        /// [--steps N] [--threads N] [--json FILE]`, `--against PRESET` for a comparison with another preset, and `--peer` for
+        /// one with PyTorch, which is installed into `target/peer` at the first use.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
         arguments: Vec<String>,
     },

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use occlude_benches::{Comparison, Figures, Machine, Precision, Preset, StepBench, load_average, serve};
+use occlude_benches::{Against, Comparison, Figures, Machine, Precision, Preset, StepBench, load_average, serve};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,12 +11,12 @@ use std::process::ExitCode;
 /// Time per training step and peak memory of one method at a stated size.
 #[derive(Parser)]
 struct Arguments {
-    /// Which method: `capi`, `moca`, or `encoder` for the encoder of CAPI alone under a linear head.
+    /// Which method: `capi`, `moca`, `randsac`, `mae`, or `encoder` for the encoder of CAPI alone under a linear head.
     #[arg(long, default_value = "capi")]
     method: String,
-    /// At which size.
-    #[arg(long, value_enum, default_value = "vit-s")]
-    preset: Preset,
+    /// At which size; `vit-tiny` where none is given for `randsac` and `mae`, else `vit-s`.
+    #[arg(long, value_enum)]
+    preset: Option<Preset>,
     /// In which arithmetic; with `--peer` every one is measured.
     #[arg(long, value_enum, default_value = "f32")]
     precision: Precision,
@@ -38,7 +38,10 @@ struct Arguments {
     /// With `--peer`: a Python that has torch, numpy and safetensors. `cargo xtask bench step --peer` sets it.
     #[arg(long, default_value = "python3")]
     python: PathBuf,
-    /// With `--peer`: steps of one side before the other one's turn.
+    /// Compare with another preset of the same method.
+    #[arg(long, value_enum, value_name = "PRESET", conflicts_with = "peer")]
+    against: Option<Preset>,
+    /// With `--peer` or `--against`: steps of one side before the other one's turn.
     #[arg(long, default_value_t = 1)]
     turn: usize,
     /// Answer requests on standard input instead (see `benches/src/protocol.rs`).
@@ -57,15 +60,20 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
-    let Arguments { method, preset, precision, steps, warmup, threads, json, peer, python, turn, serve: serving } =
+    let Arguments { method, preset, precision, steps, warmup, threads, json, peer, python, against, turn, .. } =
         arguments;
+    let (preset, turn) = (preset.unwrap_or_else(|| Preset::usual(&method)), turn.max(1));
     let bench = StepBench { method, preset, precision, steps: steps.max(1), warmup, threads: threads.max(1) };
-    if serving {
+    if arguments.serve {
         return serve(&bench, std::io::stdin().lock(), std::io::stdout().lock());
     }
+    let this_program = || std::env::current_exe().context("where this program is");
     if peer {
-        let ours = std::env::current_exe().context("where this program is")?;
-        let report = Comparison { bench, ours, python, turn: turn.max(1) }.run()?;
+        let report = Comparison { bench, ours: this_program()?, python, turn }.run()?;
+        return show(json, report.to_string(), &report.json());
+    }
+    if let Some(other) = against {
+        let report = Against { bench, other, ours: this_program()?, turn }.run()?;
         return show(json, report.to_string(), &report.json());
     }
     let figures = bench.run()?;
