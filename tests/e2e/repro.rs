@@ -58,3 +58,21 @@ fn a_table_is_run_at_a_small_size_and_goes_on_where_it_was() {
     assert!(again.said().matches("finished earlier").count() == 2, "{}", again.report());
     assert_eq!(&again.stdout, text);
 }
+
+#[test]
+fn a_table_of_another_method_is_run_with_its_own_probe() {
+    let lab = Lab::new();
+    let small = [
+        "--data synthetic --set data.crop.flip=0 --set data.source.train_limit=64 --set data.source.test_limit=32",
+        "--set train.batch=8 --set train.length.steps=2 --set method.encoder.dim=16 --set method.encoder.heads=2",
+        "--set method.encoder.depth=2 --set method.decoder.dim=16 --set method.decoder.heads=2 --set method.decoder.depth=1",
+        "--set method.optimizer.warmup.steps=1 --set eval.bank=64 --set eval.test=32",
+        "--set eval.linear.mae.epochs=2 --set eval.linear.mae.warmup_epochs=1 --set eval.linear.mae.batch=16",
+    ];
+    let run = lab.occlude(&format!("repro randsac/T2 --json table.json {}", small.join(" "))).succeeds();
+    for part in ["order of the patches (RandSAC, Table 2)", "raster", "55.5", "random", "75.5"] {
+        assert!(run.stdout.contains(part), "{part}\n{}", run.report());
+    }
+    let table: serde_json::Value = serde_json::from_str(&lab.text("table.json")).unwrap();
+    assert!((0..2).all(|line| table["lines"][line]["here"]["linear"][0].is_number()), "{table}");
+}
