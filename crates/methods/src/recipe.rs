@@ -2,7 +2,7 @@
 //! that other recipes share.
 
 use crate::BatchSize;
-use occlude_kernels::{Param, ParamStore, Role};
+use occlude_kernels::{Gradients, Param, ParamStore, Role, global_norm};
 use occlude_optim::{ParamGroup, Schedule};
 use occlude_settings::{ConfigError, Ruler, Span, require};
 use serde::{Deserialize, Serialize};
@@ -105,6 +105,11 @@ impl AdamWRecipe {
         };
         vec![group("no_decay", false), group("decay", true)]
     }
+}
+
+/// The L2 norm of the gradients of all trained parameters together.
+pub(crate) fn gradients_norm(store: &ParamStore, gradients: &Gradients) -> occlude_kernels::Result<f64> {
+    global_norm(store.trained().filter_map(|param| gradients.get(&param.tensor)))
 }
 
 pub(crate) fn is_decayed(param: &Param) -> bool {

@@ -13,6 +13,7 @@ mod tests;
 pub use config::{MaeConfig, MaeDecoderConfig, MaeSettings};
 
 use crate::pixels::{PIXEL_EPS, Painted, painted};
+use crate::recipe::gradients_norm;
 use crate::{Method, PlainExtractor, StepContext, StepOutput, ViewBatch, Weights, stores};
 use candle_core::{DType, Device, Tensor};
 use occlude_heads::{Decoder, PixelHead};
@@ -69,7 +70,8 @@ impl Mae {
         let loss = pixel_loss(&said, &truth.to_dtype(said.dtype())?, eps)?.mean_all()?;
         let gradients = backward(&loss)?;
         let loss = loss.detach().to_dtype(DType::F64)?.to_scalar()?;
-        Ok(StepOutput { losses: vec![("pixels", loss)], metrics: Vec::new(), gradients })
+        let metrics = vec![("gradient_norm", gradients_norm(&self.trained, &gradients)?)];
+        Ok(StepOutput { losses: vec![("pixels", loss)], metrics, gradients })
     }
 
     /// The pixels of every patch, in the order of the mask: shown ones first.

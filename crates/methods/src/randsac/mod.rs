@@ -23,6 +23,7 @@ pub use config::{Architecture, RandsacConfig, RandsacSettings};
 pub use network::Network;
 
 use crate::pixels::{Painted, painted, per_token};
+use crate::recipe::gradients_norm;
 use crate::{GlobalToken, Matrix, Method, PlainExtractor, StepContext, StepOutput, ViewBatch, Weights, stores};
 use candle_core::{DType, Device, Tensor};
 use occlude_kernels::{ParamStore, Result, StateDict, backward};
@@ -91,6 +92,7 @@ impl Randsac {
         if let Some(skips) = self.network.decoder().and_then(|decoder| decoder.skips()) {
             metrics.push(("skip_entropy", measures::skip_entropy(skips)?));
         }
+        metrics.push(("gradient_norm", gradients_norm(&self.trained, &gradients)?));
         let loss = total.detach().to_dtype(DType::F64)?.to_scalar()?;
         Ok(StepOutput { losses: vec![("pixels", loss)], metrics, gradients })
     }

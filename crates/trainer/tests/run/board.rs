@@ -135,7 +135,7 @@ fn every_scalar_is_found_once() {
     let (versions, scalars) = read(&run);
     assert_eq!(versions, ["brain.Event:2"]);
     let metrics = std::fs::read_to_string(run.metrics_file()).unwrap();
-    let rows = metrics.lines().filter(|line| !line.contains("scores"));
+    let rows = metrics.lines().filter(|line| line.contains("losses"));
     let losses: Vec<(u64, f32)> = rows
         .map(|line| serde_json::from_str::<StepRow>(line).unwrap())
         .map(|row| (row.step, row.losses.get("square").unwrap() as f32))

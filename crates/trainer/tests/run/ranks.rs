@@ -82,7 +82,11 @@ fn two_ranks_take_the_steps_of_one_with_two_micro_batches() {
     let optimizer =
         |outcome: &Outcome| Checkpoint::open(&outcome.checkpoint).unwrap().load("optimizer", &Device::Cpu).unwrap();
     assert_same(&optimizer(&first), &optimizer(&outcome), "");
-    assert_eq!(rows(&run), rows(&alone));
+    // An epoch of one rank counts its own images: the two of them come to its end at other steps.
+    let measured = |run: &RunDir| -> Vec<serde_json::Value> {
+        rows(run).into_iter().filter(|row| row.get("matrix").is_none()).collect()
+    };
+    assert_eq!(measured(&run), measured(&alone));
 }
 
 #[test]

@@ -54,6 +54,10 @@ fn size(tensor: &Tensor) -> f64 {
     tensor.to_dtype(DType::F64).unwrap().abs().unwrap().sum_all().unwrap().to_scalar().unwrap()
 }
 
+fn square(tensor: &Tensor) -> f64 {
+    tensor.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar().unwrap()
+}
+
 #[test]
 fn every_trained_tensor_has_a_gradient() {
     for (name, change) in VARIANTS {
@@ -69,6 +73,10 @@ fn every_trained_tensor_has_a_gradient() {
             assert!(size.is_finite() && size > 0.0, "{name}: gradient of {} has size {size}", param.name);
         }
         assert_eq!(output.gradients.len(), grouped, "{name}: nothing else has a gradient");
+        let squares: f64 =
+            method.trained.trained().map(|param| square(output.gradients.get(&param.tensor).unwrap())).sum();
+        let norm = output.metrics.iter().find(|(name, _)| *name == "gradient_norm").unwrap().1;
+        assert!((norm / squares.sqrt() - 1.0).abs() < 1e-6, "{name}: {norm}");
     }
 }
 
