@@ -62,7 +62,8 @@ impl Extractor for PlainExtractor {
         let mut taps: Vec<usize> = (first + 1..=depth).filter(|_| has_class).collect();
         let classes = taps.len();
         taps.extend(extras.before_norm.then_some(depth));
-        let PlainTokens { tokens, tapped, grid } = self.encoder.forward(images, None, &taps, &mut DropPath::off())?;
+        let PlainTokens { tokens, tapped, grid, .. } =
+            self.encoder.forward(images, None, &taps, &mut DropPath::off())?;
         let (tapped, last) = tapped.split_at(classes);
         let patches = self.patches(&tokens)?;
         let global = match self.global {

@@ -82,12 +82,6 @@ impl SegmentDecoderConfig {
 }
 
 impl SegmentDecoderSettings {
-    /// Layers.
-    #[must_use]
-    pub fn depth(&self) -> usize {
-        self.depth
-    }
-
     /// Whether every layer reads a mixture of all blocks of the encoder.
     #[must_use]
     pub fn has_skips(&self) -> bool {

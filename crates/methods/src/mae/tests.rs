@@ -52,14 +52,12 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 
 #[test]
 fn gradients_are_those_of_differences() {
-    for norm_pix in [false, true] {
-        let mae = build_as(&MaeConfig { norm_pix, ..tiny() }, DType::F64);
-        stir(&mae.trained, 0.2).unwrap();
-        let (images, mask) = (images(2).to_dtype(DType::F64).unwrap(), mask(&mae));
-        let target = sample(4, (IMAGES * PATCHES, 48)).unwrap();
-        let loss = || Ok((mae.predict(&images, &mask)? * &target)?.sum_all()?);
-        check_parameters(&mae.trained, |name| name.ends_with(".k.bias"), loss).unwrap();
-    }
+    let mae = build_as(&tiny(), DType::F64);
+    stir(&mae.trained, 0.2).unwrap();
+    let (images, mask) = (images(2).to_dtype(DType::F64).unwrap(), mask(&mae));
+    let weights = sample(4, (IMAGES * PATCHES, 48)).unwrap();
+    let loss = || Ok((mae.predict(&images, &mask)? * &weights)?.sum_all()?);
+    check_parameters(&mae.trained, |name| name.ends_with(".k.bias"), loss).unwrap();
 }
 
 #[test]

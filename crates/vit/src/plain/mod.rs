@@ -40,22 +40,27 @@ pub struct PlainTokens {
     pub tapped: Vec<Tensor>,
     /// The grid of the images.
     pub grid: Grid,
+    /// Tokens before the patches: 1 with a class token, else 0.
+    pub leading: usize,
 }
 
 impl PlainTokens {
-    /// The output at the patches of an encoder with a class token.  [batch, patches, dim]
+    /// The output at the patches.  [batch, patches, dim]
     ///
     /// # Errors
     /// A failing view.
     pub fn patches(&self) -> Result<Tensor> {
-        patches_of(&self.tokens)
+        Ok(self.tokens.narrow(1, self.leading, self.tokens.dim(1)? - self.leading)?)
     }
 
-    /// The output at the class token of an encoder that has one.  [batch, dim]
+    /// The output at the class token.  [batch, dim]
     ///
     /// # Errors
-    /// A failing view.
+    /// The encoder has none.
     pub fn class(&self) -> Result<Tensor> {
+        if self.leading == 0 {
+            return Err(Error::argument(OP, "has no class token"));
+        }
         Ok(self.tokens.narrow(1, 0, 1)?.squeeze(1)?)
     }
 }
@@ -149,7 +154,7 @@ impl PlainVit {
             wanted.for_each(|(output, _)| *output = Some(x.clone()));
         }
         let tapped = outputs.into_iter().flatten().collect();
-        Ok(PlainTokens { tokens: self.norm.forward(&x)?, tapped, grid })
+        Ok(PlainTokens { tokens: self.norm.forward(&x)?, tapped, grid, leading: self.leading() })
     }
 
     /// What enters the first block: the class token if there is one, then patches with their positions.

@@ -167,6 +167,9 @@ fn without_a_class_token_there_are_patches_alone() {
     assert_eq!(store.get("pos_embed").unwrap().dims(), [1, 9, 8]);
     assert_eq!((vit.leading(), encode(&vit, &images(2, SIDE, SIDE), None).dims()), (0, &[2, 9, 8][..]));
     assert_eq!(encode(&vit, &images(1, 20, 8), None).dims(), [1, 10, 8], "another grid");
+    let seen = vit.forward(&images(2, SIDE, SIDE), None, &[], &mut DropPath::off()).unwrap();
+    assert_eq!(seen.patches().unwrap().dims(), [2, 9, 8]);
+    assert!(seen.class().unwrap_err().to_string().contains("no class token"));
     let mut store = ParamStore::trainable(Streams::new(5), DType::F64, &Device::Cpu);
     let config = PlainVitConfig { dim: 8, heads: 2, patch: 4, ..PlainVitConfig::default() };
     PlainVit::new(&mut store.root(), &config.check(SIDE).unwrap().patches_only()).unwrap();
