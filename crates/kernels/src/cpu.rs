@@ -187,6 +187,21 @@ pub(crate) fn for_chunk_pairs<A: Real, B: WithDType>(
     });
 }
 
+/// [`fill_chunks`] beside the chunks of a slice, which are as many: each call has one of either.
+pub(crate) fn fill_chunks_beside<A: Real, B: WithDType>(
+    (len, chunk): (usize, usize),
+    (beside, beside_chunk): (&mut [B], usize),
+    work: usize,
+    fill: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+) -> Vec<A> {
+    let beside = SharedRows::new(beside);
+    fill_chunks(len, chunk, work, |i, elements| {
+        // SAFETY: no two calls get the same index.
+        #[allow(unsafe_code)]
+        fill(i, elements, unsafe { beside.chunk(i, beside_chunk) });
+    })
+}
+
 /// Runs `f` for every index below `count`, in groups of up to eight that share a scratch memory.
 pub(crate) fn for_each_index<S>(
     count: usize,

@@ -71,9 +71,9 @@ impl Norm {
     pub(crate) fn forward<T: Real>(&self, x: &[T], w: &[T], b: &[T]) -> Vec<T> {
         let dim = w.len();
         let group = cpu::rows_of(dim);
-        let mut y = vec![T::zero(); x.len()];
         let mut stats = vec![0.0; 2 * x.len().checked_div(dim).unwrap_or(0)];
-        cpu::for_chunk_pairs((&mut y, group * dim), (&mut stats, group * 2), x.len(), |i, y, stats| {
+        let sizes = (x.len(), group * dim);
+        let y = cpu::fill_chunks_beside(sizes, (&mut stats, group * 2), x.len(), |i, y: &mut [T], stats| {
             normalise(&x[i * group * dim..][..y.len()], w, b, self.centred, self.eps, y, stats);
         });
         // One instance per call, so the cell is empty.
@@ -86,10 +86,10 @@ impl Norm {
         let dim = w.len();
         let group = cpu::rows_of(dim);
         let stats = self.rows.get().map_or(&[][..], Vec::as_slice);
-        let mut dx = vec![T::zero(); x.len()];
         let groups = x.len().div_ceil((group * dim).max(1));
         let mut partial = vec![T::zero(); groups * 2 * dim]; // [groups, 2, dim]
-        cpu::for_chunk_pairs((&mut dx, group * dim), (&mut partial, 2 * dim), x.len(), |i, dx, partial| {
+        let sizes = (x.len(), group * dim);
+        let dx = cpu::fill_chunks_beside(sizes, (&mut partial, 2 * dim), x.len(), |i, dx: &mut [T], partial| {
             let (x, g) = (&x[i * group * dim..][..dx.len()], &g[i * group * dim..][..dx.len()]);
             let (dw, db) = partial.split_at_mut(dim);
             gradients(x, w, g, &stats[i * group * 2..], self.centred, dx, dw, db);
