@@ -8,6 +8,7 @@ mod tiled;
 use crate::cpu::Real;
 use crate::simd::{AVX512, dot, largest, sum_of, vectorised};
 use crate::tiles::Tiles;
+use crate::turn::{SIDE, Square};
 use crate::visibility::{Seen, SeenRow};
 
 /// Rows of scores held at a time.
@@ -176,7 +177,7 @@ vectorised! {
     ) {
         let Sizes { nq, nk, size, .. } = sizes;
         let (row, padded) = (scratch.row, sizes.padded_keys());
-        load_transposed(&mut scratch.keys_t, k, nk, size, padded);
+        load_transposed::<T, ISA>(&mut scratch.keys_t, k, nk, size, padded);
         load(&mut scratch.values, v, 0..nk, size, row, T::one());
         for start in (0..nq).step_by(BLOCK) {
             let rows = BLOCK.min(nq - start);
@@ -209,8 +210,8 @@ vectorised! {
         let Sizes { nq, nk, size, .. } = sizes;
         let (row, padded) = (scratch.row, sizes.padded_keys());
         load(&mut scratch.keys, k, 0..nk, size, row, T::one());
-        load_transposed(&mut scratch.keys_t, k, nk, size, padded);
-        load_transposed(&mut scratch.values_t, v, nk, size, padded);
+        load_transposed::<T, ISA>(&mut scratch.keys_t, k, nk, size, padded);
+        load_transposed::<T, ISA>(&mut scratch.values_t, v, nk, size, padded);
         scratch.keys_gradient.fill(T::zero());
         scratch.values_gradient.fill(T::zero());
         for start in (0..nq).step_by(BLOCK) {
@@ -299,10 +300,23 @@ fn load<T: Real>(to: &mut [T], from: Rows<'_, T>, rows: std::ops::Range<usize>, 
 
 /// Copies rows to columns; a row of the result has `padded` elements.
 #[inline(always)]
-fn load_transposed<T: Real>(to: &mut [T], from: Rows<'_, T>, rows: usize, size: usize, padded: usize) {
-    for i in 0..rows {
-        for (column, value) in to.chunks_exact_mut(padded.max(1)).zip(from.row(i, size)) {
-            column[i] = *value;
+fn load_transposed<T: Real, const ISA: u8>(to: &mut [T], from: Rows<'_, T>, rows: usize, size: usize, padded: usize) {
+    let (mut square, mut turned) = (Square::zero(), Square::zero());
+    for top in (0..rows).step_by(SIDE) {
+        let high = SIDE.min(rows - top);
+        for left in (0..size).step_by(SIDE) {
+            let wide = SIDE.min(size - left);
+            for row in 0..high {
+                let from = &from.row(top + row, size)[left..left + wide];
+                match <&[T; SIDE]>::try_from(from) {
+                    Ok(whole) => square.0[row] = *whole,
+                    Err(_) => square.0[row][..wide].copy_from_slice(from),
+                }
+            }
+            square.turn::<ISA>(&mut turned);
+            for column in 0..wide {
+                to[(left + column) * padded + top..][..high].copy_from_slice(&turned.0[column][..high]);
+            }
         }
     }
 }

@@ -58,6 +58,7 @@ mod sinkhorn;
 mod softmax;
 pub mod threads;
 pub mod tiles;
+mod turn;
 mod visibility;
 
 pub use adamw::{AdamWStep, adamw_step, global_norm, move_average};

@@ -66,8 +66,8 @@ impl<L: Lanes, U: Unit> Lanes for Tiled<L, U> {
         self.lanes.zipped(first, second)
     }
     #[inline(always)]
-    fn transpose(self, square: &mut [Line; PAIRS]) {
-        self.lanes.transpose(square);
+    fn transpose(self, from: &[Line; PAIRS], to: &mut [Line; PAIRS]) {
+        self.lanes.transpose(from, to);
     }
 }
 

@@ -6,6 +6,7 @@ use super::lanes::{DEPTH, Job, Kernel, Lanes, Line, Operands, PAIRS, Tile};
 use super::matrix::Matrix;
 use super::pack;
 use super::path::Path;
+use crate::turn::turn_words;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 use std::ops::Range;
@@ -79,38 +80,9 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn transpose(self, square: &mut [Line; PAIRS]) {
-        // SAFETY: the token's.
-        unsafe { transpose(square) }
-    }
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn transpose(square: &mut [Line; PAIRS]) {
-    // SAFETY: a line and a register are 64 bytes without padding.
-    let mut x: [__m512i; PAIRS] = unsafe { transmute(*square) };
-    // Squares of 2, 4, 8 and 16 in turn: row i and the row that far below exchange their corners.
-    for i in (0..PAIRS).filter(|i| i & 1 == 0) {
-        (x[i], x[i + 1]) = (_mm512_unpacklo_epi32(x[i], x[i + 1]), _mm512_unpackhi_epi32(x[i], x[i + 1]));
-    }
-    for i in (0..PAIRS).filter(|i| i & 2 == 0) {
-        (x[i], x[i + 2]) = (_mm512_unpacklo_epi64(x[i], x[i + 2]), _mm512_unpackhi_epi64(x[i], x[i + 2]));
-    }
-    const EVEN: i32 = 0b10_00_10_00;
-    const ODD: i32 = 0b11_01_11_01;
-    for i in (0..PAIRS).filter(|i| i & 4 == 0) {
-        let (a, b) = (x[i], x[i + 4]);
-        (x[i], x[i + 4]) = (_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<ODD>(a, b));
-    }
-    for i in 0..PAIRS / 2 {
-        let (a, b) = (x[i], x[i + 8]);
-        (x[i], x[i + 8]) = (_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<ODD>(a, b));
-    }
-    // The unpacking steps left the rows of each group of four in the order 0, 2, 1, 3.
-    for (i, line) in square.iter_mut().enumerate() {
-        // SAFETY: as above.
-        *line = unsafe { transmute::<__m512i, Line>(x[i & !3 | (i & 1) << 1 | i >> 1 & 1]) };
+    fn transpose(self, from: &[Line; PAIRS], to: &mut [Line; PAIRS]) {
+        // SAFETY: the token's; a line is 16 words without padding.
+        unsafe { turn_words(&*from.as_ptr().cast(), &mut *to.as_mut_ptr().cast()) }
     }
 }
 
@@ -215,10 +187,10 @@ mod tests {
             let (rest, judge) = (lanes.rest(lanes.load(low)), plain.rest(plain.load(low)));
             assert_eq!(lanes.zipped(rest, rest), plain.zipped(judge, judge));
         }
-        let mut square: [Line; PAIRS] = std::array::from_fn(|i| Line(std::array::from_fn(|j| (100 * i + j) as u32)));
-        let mut judge = square;
-        lanes.transpose(&mut square);
-        plain.transpose(&mut judge);
-        assert_eq!(square, judge);
+        let square: [Line; PAIRS] = std::array::from_fn(|i| Line(std::array::from_fn(|j| (100 * i + j) as u32)));
+        let (mut turned, mut judge) = ([Line::ZERO; PAIRS], [Line::ZERO; PAIRS]);
+        lanes.transpose(&square, &mut turned);
+        plain.transpose(&square, &mut judge);
+        assert_eq!(turned, judge);
     }
 }

@@ -43,8 +43,8 @@ pub(super) trait Lanes: Copy + Send + Sync {
     fn in_order(self, low: Self::Vector, high: Self::Vector) -> Line;
     /// 16 pairs, the first halves from one vector and the second halves from the other.
     fn zipped(self, first: Self::Vector, second: Self::Vector) -> Line;
-    /// Exchanges rows and columns of a square of pairs.
-    fn transpose(self, square: &mut [Line; PAIRS]);
+    /// Writes the rows of a square of pairs as columns.
+    fn transpose(self, from: &[Line; PAIRS], to: &mut [Line; PAIRS]);
 }
 
 /// [`Lanes`] that multiply.

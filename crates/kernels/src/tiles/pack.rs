@@ -165,14 +165,31 @@ impl<L: Lanes> Panels<'_, L> {
     fn pack<const P: usize>(self) {
         let depth = Depth::new(self.b.shape().0, self.split);
         let panel = depth.panel(self.split);
-        for block in depth.blocks() {
-            for line in block.clone() {
-                let at =
-                    Place { panel, start: (block.start * P + line - block.start) * DEPTH, part: block.len() * DEPTH };
-                if self.b.has_rows() {
-                    by_rows::<L, P>(self.lanes, self.b, (self.first, line), self.to, at);
-                } else {
-                    by_columns::<L, P>(self.lanes, self.b.t(), (self.first, line), self.to, at);
+        if self.b.has_rows() {
+            for block in depth.blocks() {
+                for line in block.clone() {
+                    by_rows::<L, P>(
+                        self.lanes,
+                        self.b,
+                        (self.first, line),
+                        self.to,
+                        Place::new::<P>(panel, &block, line),
+                    );
+                }
+            }
+            return;
+        }
+        // One panel after the other: its columns lie together in memory.
+        for (i, to) in self.to.chunks_exact_mut(panel).enumerate() {
+            for block in depth.blocks() {
+                for line in block.clone() {
+                    by_columns::<L, P>(
+                        self.lanes,
+                        self.b.t(),
+                        (self.first + i, line),
+                        to,
+                        Place::new::<P>(panel, &block, line),
+                    );
                 }
             }
         }
@@ -188,6 +205,14 @@ struct Place {
     start: usize,
     /// Lines from a part to the next.
     part: usize,
+}
+
+impl Place {
+    /// In panels of so many lines.
+    #[inline(always)]
+    fn new<const P: usize>(panel: usize, block: &Range<usize>, line: usize) -> Self {
+        Self { panel, start: (block.start * P + line - block.start) * DEPTH, part: block.len() * DEPTH }
+    }
 }
 
 /// Rows of B are contiguous: two of them are a pair of each column.
@@ -216,7 +241,7 @@ fn by_rows<L: Lanes, const P: usize>(
     }
 }
 
-/// Columns of B are contiguous: lines of 16 of them are turned. `x` is the transpose of B.
+/// Columns of B are contiguous: lines of 16 of them are turned, in one panel. `x` is the transpose of B.
 #[inline(always)]
 fn by_columns<L: Lanes, const P: usize>(
     lanes: L,
@@ -225,22 +250,18 @@ fn by_columns<L: Lanes, const P: usize>(
     to: &mut [Line],
     at: Place,
 ) {
-    for (i, to) in to.chunks_exact_mut(at.panel).enumerate() {
-        for half in 0..2 {
-            let mut squares = [[Line::ZERO; PAIRS]; P];
-            for column in 0..PAIRS {
-                let row = (panel + i) * WIDTH + half * PAIRS + column;
-                let lines = along::<L, P>(lanes, x.row(row, line * DEPTH..(line + 1) * DEPTH), 0);
-                for part in 0..P {
-                    squares[part][column] = lines[part];
-                }
-            }
+    for half in 0..2 {
+        let mut squares = [[Line::ZERO; PAIRS]; P];
+        for column in 0..PAIRS {
+            let row = panel * WIDTH + half * PAIRS + column;
+            let lines = along::<L, P>(lanes, x.row(row, line * DEPTH..(line + 1) * DEPTH), 0);
             for part in 0..P {
-                lanes.transpose(&mut squares[part]);
-                for pair in 0..PAIRS {
-                    to[at.start + part * at.part + half * PAIRS + pair] = squares[part][pair];
-                }
+                squares[part][column] = lines[part];
             }
+        }
+        for part in 0..P {
+            let first = at.start + part * at.part + half * PAIRS;
+            lanes.transpose(&squares[part], &mut to[first..].as_chunks_mut().0[0]);
         }
     }
 }
@@ -284,10 +305,18 @@ pub(super) fn rows<L: Lanes, const P: usize, const G: usize>(
             }
             let some = PAIRS.min(rows.end - top);
             for part in 0..P {
-                lanes.transpose(&mut squares[part]);
+                let place = part * count + line;
+                if G == PAIRS {
+                    // A whole group: tiles leave behind what they make of rows beyond the last.
+                    let first = ((top - rows.start) / G * P * count + place) * G;
+                    lanes.transpose(&squares[part], &mut to[first..].as_chunks_mut().0[0]);
+                    continue;
+                }
+                let mut turned = [Line::ZERO; PAIRS];
+                lanes.transpose(&squares[part], &mut turned);
                 for row in 0..some {
                     let at = top - rows.start + row;
-                    to[(at / G * P * count + part * count + line) * G + at % G] = squares[part][row];
+                    to[(at / G * P * count + place) * G + at % G] = turned[row];
                 }
             }
         }

@@ -99,9 +99,8 @@ impl<const FUSED: bool> Lanes for Portable<FUSED> {
     }
 
     #[inline(always)]
-    fn transpose(self, square: &mut [Line; PAIRS]) {
-        let from = *square;
-        for (i, line) in square.iter_mut().enumerate() {
+    fn transpose(self, from: &[Line; PAIRS], to: &mut [Line; PAIRS]) {
+        for (i, line) in to.iter_mut().enumerate() {
             *line = Line(std::array::from_fn(|j| from[j].0[i]));
         }
     }
