@@ -46,8 +46,11 @@ impl Sizes {
         self.size.next_multiple_of(WIDTH)
     }
 
+    /// Elements from one row of "[.., nk]" in scratch to the next. Never whole kilobytes: lines that far apart share few
+    /// places in the first cache, and a column of a block takes 64 of them.
     fn padded_keys(&self) -> usize {
-        self.nk.next_multiple_of(WIDTH)
+        let padded = self.nk.next_multiple_of(WIDTH);
+        if padded.is_multiple_of(256) { padded + WIDTH } else { padded }
     }
 }
 

@@ -20,7 +20,7 @@ const MOST_ROWS: usize = 512;
 
 /// Queries of a block.
 pub(super) fn block(sizes: Sizes) -> usize {
-    let most = (SCORES / sizes.padded_keys().max(1)).min(MOST_ROWS) / ROWS * ROWS;
+    let most = (SCORES / sizes.nk.max(1)).min(MOST_ROWS) / ROWS * ROWS;
     most.max(ROWS).min(sizes.nq.next_multiple_of(ROWS)).max(1)
 }
 
