@@ -13,6 +13,9 @@ use crate::visibility::{Seen, SeenRow};
 
 /// Rows of scores held at a time.
 const BLOCK: usize = 64;
+/// The same where tokens are sorted by rank and so few that a block of the usual size would see most of them.
+const SORTED_BLOCK: usize = 24;
+const FEW_KEYS: usize = 256;
 /// Columns of a register tile; matrices in scratch are padded to a multiple of it.
 const WIDTH: usize = 16;
 
@@ -83,13 +86,14 @@ pub(crate) struct Scratch<T> {
 }
 
 impl<T: Real> Scratch<T> {
-    /// For forward passes, with the products of `tiles`.
-    pub(crate) fn forward(sizes: Sizes, tiles: Option<Tiles>) -> Self {
+    /// For forward passes, with the products of `tiles`, of rows that may come `sorted` by rank.
+    pub(crate) fn forward(sizes: Sizes, tiles: Option<Tiles>, sorted: bool) -> Self {
         let (size, keys) = (sizes.padded_size(), sizes.padded_keys());
         let zeros = |len: usize| vec![T::zero(); len];
         // What native products read; tiles pack their operands from where they lie.
         let native = |len: usize| zeros(if tiles.is_none() { len } else { 0 });
-        let block = tiles.map_or(BLOCK, |_| tiled::block(sizes));
+        let native_block = if sorted && sizes.nk <= FEW_KEYS { SORTED_BLOCK } else { BLOCK };
+        let block = tiles.map_or(native_block, |_| tiled::block(sizes));
         Self {
             queries: native(BLOCK * size),
             keys: Vec::new(),
@@ -110,12 +114,12 @@ impl<T: Real> Scratch<T> {
         }
     }
 
-    /// For backward passes, with the products of `tiles`.
-    pub(crate) fn backward(sizes: Sizes, tiles: Option<Tiles>) -> Self {
+    /// For backward passes, as [`Scratch::forward`].
+    pub(crate) fn backward(sizes: Sizes, tiles: Option<Tiles>, sorted: bool) -> Self {
         let (size, keys) = (sizes.padded_size(), sizes.padded_keys());
         let zeros = |len: usize| vec![T::zero(); len];
         let native = |len: usize| zeros(if tiles.is_none() { len } else { 0 });
-        let forward = Self::forward(sizes, tiles);
+        let forward = Self::forward(sizes, tiles, sorted);
         Self {
             keys: native(sizes.nk * size),
             values: Vec::new(),
@@ -130,17 +134,25 @@ impl<T: Real> Scratch<T> {
     }
 }
 
-/// Rows of one head inside a tensor: row i starts at `i * stride`.
+/// Rows of one head inside a tensor: that of token t starts at `t * stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a, T> {
     pub(crate) values: &'a [T],
     pub(crate) stride: usize,
+    /// The token of each row, where they come in an order of their own. Native products alone read this.
+    pub(crate) order: Option<&'a [u32]>,
 }
 
 impl<'a, T: Real> Rows<'a, T> {
+    /// The token of row i.
+    #[inline(always)]
+    fn token(&self, i: usize) -> usize {
+        self.order.map_or(i, |order| order[i] as usize)
+    }
+
     #[inline(always)]
     fn row(&self, i: usize, size: usize) -> &'a [T] {
-        &self.values[i * self.stride..][..size]
+        &self.values[self.token(i) * self.stride..][..size]
     }
 }
 
@@ -182,20 +194,23 @@ vectorised! {
         let (row, padded) = (scratch.row, sizes.padded_keys());
         load_transposed::<T, ISA>(&mut scratch.keys_t, k, nk, size, padded);
         load(&mut scratch.values, v, 0..nk, size, row, T::one());
-        for start in (0..nq).step_by(BLOCK) {
-            let rows = BLOCK.min(nq - start);
+        for start in (0..nq).step_by(scratch.block) {
+            let rows = scratch.block.min(nq - start);
+            let leading = seen.leading(start..start + rows, nk);
+            let columns = leading.next_multiple_of(WIDTH);
             load(&mut scratch.queries, q, start..start + rows, size, row, sizes.scale());
             let queries = Left::Rows(&scratch.queries, row);
-            multiply_at(ISA, &mut scratch.scores, queries, &scratch.keys_t, rows, size, padded, false);
+            multiply_at(ISA, &mut scratch.scores, queries, (&scratch.keys_t, padded), (rows, size, columns), false);
             let out = &mut scratch.out[start * row..];
             let mut shares = [T::zero(); BLOCK];
             for r in 0..rows {
-                let scores = &mut scratch.scores[r * padded..][..padded];
-                let (share, log_sum) = softmax_row::<T, ISA>(scores, nk, seen.row(start + r, nk));
+                let scores = &mut scratch.scores[r * padded..][..columns];
+                let (share, log_sum) = softmax_row::<T, ISA>(scores, leading, seen.row(start + r, nk));
                 shares[r] = share;
-                scratch.log_sums[start + r] = log_sum;
+                scratch.log_sums[q.token(start + r)] = log_sum;
             }
-            multiply_at(ISA, out, Left::Rows(&scratch.scores, padded), &scratch.values, rows, nk, row, false);
+            let weights = Left::Rows(&scratch.scores, padded);
+            multiply_at(ISA, out, weights, (&scratch.values, row), (rows, leading, row), false);
             for (out, share) in out.chunks_exact_mut(row.max(1)).zip(&shares[..rows]) {
                 for value in out {
                     *value *= *share;
@@ -217,29 +232,36 @@ vectorised! {
         load_transposed::<T, ISA>(&mut scratch.values_t, v, nk, size, padded);
         scratch.keys_gradient.fill(T::zero());
         scratch.values_gradient.fill(T::zero());
-        for start in (0..nq).step_by(BLOCK) {
-            let rows = BLOCK.min(nq - start);
+        for start in (0..nq).step_by(scratch.block) {
+            let rows = scratch.block.min(nq - start);
+            let leading = seen.leading(start..start + rows, nk);
+            let columns = leading.next_multiple_of(WIDTH);
             load(&mut scratch.queries, q, start..start + rows, size, row, sizes.scale());
             load(&mut scratch.outward, gradient, start..start + rows, size, row, T::one());
             let Scratch { scores, slopes, queries, outward, .. } = scratch;
-            multiply_at(ISA, scores, Left::Rows(queries, row), &scratch.keys_t, rows, size, padded, false);
-            multiply_at(ISA, slopes, Left::Rows(outward, row), &scratch.values_t, rows, size, padded, false);
+            let (keys_t, values_t) = ((&scratch.keys_t[..], padded), (&scratch.values_t[..], padded));
+            multiply_at(ISA, scores, Left::Rows(queries, row), keys_t, (rows, size, columns), false);
+            multiply_at(ISA, slopes, Left::Rows(outward, row), values_t, (rows, size, columns), false);
             for r in 0..rows {
-                let scores = &mut scores[r * padded..][..padded];
-                probabilities_row::<T, ISA>(scores, nk, seen.row(start + r, nk), log_sums[start + r]);
+                let scores = &mut scores[r * padded..][..columns];
+                let log_sum = log_sums[q.token(start + r)];
+                probabilities_row::<T, ISA>(scores, leading, seen.row(start + r, nk), log_sum);
             }
-            multiply_at(ISA, &mut scratch.values_gradient, Left::Columns(scores, padded), outward, nk, rows, row, true);
-            for (scores, slopes) in scores.chunks_exact(padded.max(1)).zip(slopes.chunks_exact_mut(padded.max(1))).take(rows) {
+            let weights = Left::Columns(scores, padded);
+            multiply_at(ISA, &mut scratch.values_gradient, weights, (outward, row), (leading, rows, row), true);
+            for r in 0..rows {
+                let (scores, slopes) = (&scores[r * padded..][..columns], &mut slopes[r * padded..][..columns]);
                 let mean = dot::<T, ISA>(scores, slopes);
                 for (slope, probability) in slopes.iter_mut().zip(scores) {
                     *slope = *probability * (*slope - mean);
                 }
             }
             let out = &mut scratch.out[start * row..];
-            multiply_at(ISA, out, Left::Rows(slopes, padded), &scratch.keys, rows, nk, row, false);
+            multiply_at(ISA, out, Left::Rows(slopes, padded), (&scratch.keys, row), (rows, leading, row), false);
             let scale = sizes.scale::<T>();
             out[..rows * row].iter_mut().for_each(|value| *value *= scale);
-            multiply_at(ISA, &mut scratch.keys_gradient, Left::Columns(slopes, padded), queries, nk, rows, row, true);
+            let slopes = Left::Columns(slopes, padded);
+            multiply_at(ISA, &mut scratch.keys_gradient, slopes, (queries, row), (leading, rows, row), true);
         }
     }
 }
@@ -334,22 +356,24 @@ enum Left<'a, T> {
 }
 
 vectorised! {
-    /// `out = a b`, or `out += a b` if `add`. out: [m, n], a: [m, k], b: [k, n], with n a multiple of the tile's width.
+    /// `out = a b`, or `out += a b` if `add`. out: [m, n], a: [m, k], b: [k, n], with n a multiple of the tile's width. Beside
+    /// `b` stands how far its rows, and those of `out`, lie apart.
     fn multiply_at<T, ISA>(
-        out: &mut [T], a: Left<'_, T>, b: &[T], m: usize, k: usize, n: usize, add: bool,
+        out: &mut [T], a: Left<'_, T>, b: (&[T], usize), size: (usize, usize, usize), add: bool,
     ) {
+        let (m, k, n) = size;
         let mut j = 0;
         // Of 32 registers of 16 f32, 24 hold sums: each number of `b` that is read serves twelve rows, each of `a` two columns.
         while ISA == AVX512 && size_of::<T>() == 4 && j + 2 * WIDTH <= n {
-            rows_at::<T, ISA, 12, { 2 * WIDTH }>(out, a, b, j, (m, k, n), add);
+            rows_at::<T, ISA, 12, { 2 * WIDTH }>(out, a, b, j, (m, k), add);
             j += 2 * WIDTH;
         }
         while j < n {
             // 8 of 32 registers, or 8 of 16 where two hold 16 numbers.
             if ISA == AVX512 {
-                rows_at::<T, ISA, 8, WIDTH>(out, a, b, j, (m, k, n), add);
+                rows_at::<T, ISA, 8, WIDTH>(out, a, b, j, (m, k), add);
             } else {
-                rows_at::<T, ISA, 4, WIDTH>(out, a, b, j, (m, k, n), add);
+                rows_at::<T, ISA, 4, WIDTH>(out, a, b, j, (m, k), add);
             }
             j += WIDTH;
         }
@@ -361,22 +385,22 @@ vectorised! {
 fn rows_at<T: Real, const ISA: u8, const R: usize, const W: usize>(
     out: &mut [T],
     a: Left<'_, T>,
-    b: &[T],
+    b: (&[T], usize),
     j: usize,
-    (m, k, n): (usize, usize, usize),
+    (m, k): (usize, usize),
     add: bool,
 ) {
     let mut i = 0;
     while i + R <= m {
-        tile::<T, ISA, R, W>(out, a, b, (i, j), k, n, add);
+        tile::<T, ISA, R, W>(out, a, b, (i, j), k, add);
         i += R;
     }
     while i + 4 <= m {
-        tile::<T, ISA, 4, W>(out, a, b, (i, j), k, n, add);
+        tile::<T, ISA, 4, W>(out, a, b, (i, j), k, add);
         i += 4;
     }
     while i < m {
-        tile::<T, ISA, 1, W>(out, a, b, (i, j), k, n, add);
+        tile::<T, ISA, 1, W>(out, a, b, (i, j), k, add);
         i += 1;
     }
 }
@@ -386,28 +410,27 @@ fn rows_at<T: Real, const ISA: u8, const R: usize, const W: usize>(
 fn tile<T: Real, const ISA: u8, const R: usize, const W: usize>(
     out: &mut [T],
     a: Left<'_, T>,
-    b: &[T],
+    (b, step): (&[T], usize),
     at: (usize, usize),
     k: usize,
-    n: usize,
     add: bool,
 ) {
     let (i, j) = at;
     let mut sums = [[T::zero(); W]; R];
     // Both arms keep index arithmetic and bounds checks out of the innermost loops.
     match a {
-        Left::Rows(values, step) => {
-            let rows: [&[T]; R] = std::array::from_fn(|r| &values[(i + r) * step..][..k]);
+        Left::Rows(values, apart) => {
+            let rows: [&[T]; R] = std::array::from_fn(|r| &values[(i + r) * apart..][..k]);
             for p in 0..k {
-                let right = &b[p * n + j..][..W];
+                let right = &b[p * step + j..][..W];
                 for r in 0..R {
                     add_scaled::<T, ISA, W>(&mut sums[r], rows[r][p], right);
                 }
             }
         }
-        Left::Columns(values, step) => {
+        Left::Columns(values, apart) => {
             for p in 0..k {
-                let (left, right) = (&values[p * step + i..][..R], &b[p * n + j..][..W]);
+                let (left, right) = (&values[p * apart + i..][..R], &b[p * step + j..][..W]);
                 for r in 0..R {
                     add_scaled::<T, ISA, W>(&mut sums[r], left[r], right);
                 }
@@ -415,7 +438,7 @@ fn tile<T: Real, const ISA: u8, const R: usize, const W: usize>(
         }
     }
     for r in 0..R {
-        let out = &mut out[(i + r) * n + j..][..W];
+        let out = &mut out[(i + r) * step + j..][..W];
         for l in 0..W {
             out[l] = if add { out[l] + sums[r][l] } else { sums[r][l] };
         }
@@ -439,18 +462,18 @@ mod tests {
     fn every_instruction_set_gives_the_same_up_to_rounding() {
         let sizes = Sizes { batch: 1, nq: 77, nk: 29, heads: 1, size: 20 };
         let (q, k, v) = (values(1, 77 * 20), values(2, 29 * 20), values(3, 29 * 20));
-        let [q, k, v] = [&q, &k, &v].map(|values| Rows { values, stride: 20 });
+        let [q, k, v] = [&q, &k, &v].map(|values| Rows { values, stride: 20, order: None });
         let visible: Vec<u8> = (0..77 * 29).map(|i| u8::from(i % 5 != 0)).collect();
         let ranks: Vec<u32> = (0..77).map(|i| i * 3 % 11).collect();
         for seen in [Seen::Pairs(&visible), Seen::Ranks(&ranks, [&ranks[1..30], &[9; 29]])] {
             same_on_all(2e-6, |level| {
-                let mut scratch = Scratch::forward(sizes, None);
+                let mut scratch = Scratch::forward(sizes, None, false);
                 native_forward_at(level, &mut scratch, sizes, q, k, v, seen);
                 [scratch.out, scratch.log_sums.into_iter().map(|sum| sum.min(99.0)).collect()].concat()
             });
             let log_sums = vec![3.0; 77];
             same_on_all(2e-6, |level| {
-                let mut scratch = Scratch::backward(sizes, None);
+                let mut scratch = Scratch::backward(sizes, None, false);
                 native_backward_at(level, &mut scratch, sizes, q, k, v, q, &log_sums, seen);
                 [scratch.out, scratch.keys_gradient, scratch.values_gradient].concat()
             });

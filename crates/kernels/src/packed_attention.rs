@@ -21,7 +21,7 @@ pub fn packed_attention(qkv: &Tensor, heads: usize, visibility: &Visibility) -> 
     if !cpu::on_cpu(qkv) {
         return reference::packed_attention(qkv, heads, visibility);
     }
-    let op = Packed { sizes, sight: visibility.sight()?, log_sums: OnceLock::new() };
+    let op = Packed { sizes, sight: visibility.sight(sizes.nq, sizes.nk)?, log_sums: OnceLock::new() };
     Ok(qkv.contiguous()?.apply_op1(op)?)
 }
 

@@ -68,7 +68,7 @@ pub(super) fn run(
     weights: &BlockWeights,
     options: BlockOptions,
 ) -> Result<Tensor> {
-    let sight = options.visibility.sight()?;
+    let sight = options.visibility.sight(plan.sizes.nq, plan.sizes.nk)?;
     let anchor = weights.anchor();
     // Where nothing is tracked candle drops the operator, and all that it keeps, at once.
     let keep = !options.recompute;

@@ -42,8 +42,11 @@ impl Packed {
     }
 }
 
-/// Rows as a matrix of f32; `None` of f64, which no tiles multiply.
+/// Rows as a matrix of f32; `None` of f64, which no tiles multiply, and of rows in an order of their own.
 fn rows<'a, T: Real>(of: Rows<'a, T>, range: Range<usize>, size: usize) -> Option<Matrix<'a>> {
+    if of.order.is_some() {
+        return None;
+    }
     let values = T::singles(of.values.get(range.start * of.stride..)?)?;
     Matrix::strided(values, (range.len(), size), (of.stride, 1)).ok()
 }
