@@ -10,7 +10,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// A comparison of two presets of one method, in one precision. Where they are two forms of one step, told by ranks and by
-/// tables of pairs, their losses must be equal.
+/// tables of pairs, their losses must be equal up to rounding.
 #[derive(Clone, Debug)]
 pub struct Against {
     /// What is measured.

@@ -142,6 +142,7 @@ impl Subject for RandsacSubject {
 #[cfg(test)]
 mod tests {
     use super::{Form, RandsacSubject};
+    use crate::report::agree;
     use crate::subject::Subject;
     use crate::{Precision, Preset};
     use candle_core::Device;
@@ -169,9 +170,9 @@ mod tests {
     fn tables_say_what_ranks_say() {
         for architecture in [Architecture::Plain, Architecture::Skip] {
             let (mut ranks, mut tables) = (tiny(architecture, Form::Ranks), tiny(architecture, Form::Tables));
-            assert_eq!(ranks.losses().unwrap(), tables.losses().unwrap());
+            agree(["ranks", "tables"], &ranks.losses().unwrap(), &tables.losses().unwrap()).unwrap();
             for _ in 0..3 {
-                assert_eq!(ranks.step().unwrap(), tables.step().unwrap());
+                agree(["ranks", "tables"], &ranks.step().unwrap(), &tables.step().unwrap()).unwrap();
             }
         }
     }

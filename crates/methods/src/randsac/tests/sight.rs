@@ -90,12 +90,14 @@ fn ranks_are_what_the_tables_of_pairs_say() {
         };
         let by_ranks = method.step_with(&images, &ranks).unwrap();
         let by_pairs = method.step_seeing(&images, &ranks, &dense).unwrap();
-        assert_eq!(by_ranks.losses, by_pairs.losses, "{architecture:?}");
+        // Up to rounding: by ranks, the sums of attention come in another order.
+        for ((_, by_ranks), (_, by_pairs)) in by_ranks.losses.iter().zip(&by_pairs.losses) {
+            assert!((by_ranks / by_pairs - 1.0).abs() < 1e-12, "{architecture:?}: {by_ranks} and {by_pairs}");
+        }
         for param in method.trained.trained() {
-            let bits = |gradients: &occlude_kernels::Gradients| -> Vec<f64> {
-                gradients.get(&param.tensor).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-            };
-            assert_eq!(bits(&by_ranks.gradients), bits(&by_pairs.gradients), "{architecture:?}: {}", param.name);
+            let of = |gradients: &occlude_kernels::Gradients| gradients.get(&param.tensor).unwrap().clone();
+            let apart = occlude_golden::relative_difference(&of(&by_ranks.gradients), &of(&by_pairs.gradients));
+            assert!(apart < 1e-11, "{architecture:?}: {}: {apart:e}", param.name);
         }
     }
 }
