@@ -142,7 +142,7 @@ impl Subject for RandsacSubject {
 #[cfg(test)]
 mod tests {
     use super::{Form, RandsacSubject};
-    use crate::report::agree;
+    use crate::protocol::Losses;
     use crate::subject::Subject;
     use crate::{Precision, Preset};
     use candle_core::Device;
@@ -170,10 +170,15 @@ mod tests {
     fn tables_say_what_ranks_say() {
         for architecture in [Architecture::Plain, Architecture::Skip] {
             let (mut ranks, mut tables) = (tiny(architecture, Form::Ranks), tiny(architecture, Form::Tables));
-            agree(["ranks", "tables"], &ranks.losses().unwrap(), &tables.losses().unwrap()).unwrap();
-            for _ in 0..3 {
-                agree(["ranks", "tables"], &ranks.step().unwrap(), &tables.step().unwrap()).unwrap();
-            }
+            // Up to rounding of f32: by ranks, the sums of attention come in another order.
+            let same = |ranks: &Losses, tables: &Losses| {
+                assert!(ranks.keys().eq(tables.keys()));
+                for (ranks, tables) in ranks.values().zip(tables.values()) {
+                    assert!((ranks / tables - 1.0).abs() < 2e-6, "{architecture:?}: {ranks} and {tables}");
+                }
+            };
+            same(&ranks.losses().unwrap(), &tables.losses().unwrap());
+            (0..3).for_each(|_| same(&ranks.step().unwrap(), &tables.step().unwrap()));
         }
     }
 

@@ -318,6 +318,8 @@ mod tests {
             ((1, 131, 150, 2, 40), true),
             ((3, 64, 17, 1, 16), true),
             ((2, 70, 65, 1, 7), false),
+            // Rows of scores are a vector longer than the keys.
+            ((1, 30, 256, 2, 8), true),
         ] {
             let (batch, nq, nk, heads, _) = case;
             let visibility = if masked { Visibility::Mask(mask(batch, nq, nk)) } else { Visibility::All };
@@ -343,9 +345,15 @@ mod tests {
 
     #[test]
     fn ranks_give_what_their_mask_gives() {
-        for case @ (batch, nq, nk, heads, size) in
-            [(2, 70, 131, 2, 16), (3, 33, 33, 1, 128), (1, 129, 65, 2, 40), (2, 5, 7, 3, 19), (2, 64, 64, 1, 64)]
-        {
+        for case @ (batch, nq, nk, heads, size) in [
+            (2, 70, 131, 2, 16),
+            (1, 70, 256, 1, 16),
+            (1, 150, 300, 1, 8),
+            (3, 33, 33, 1, 128),
+            (1, 129, 65, 2, 40),
+            (2, 5, 7, 3, 19),
+            (2, 64, 64, 1, 64),
+        ] {
             let ranks = |queries, keys, rule| Visibility::Ranks { queries, keys, rule };
             let (shared, each) = (some_ranks(1, nq, 6), some_ranks(2, batch * nq, 6));
             let (shared_keys, each_keys) = (some_ranks(3, nk, 6), some_ranks(4, batch * nk, 6));

@@ -15,6 +15,7 @@ use crate::visibility::{Seen, SeenRow};
 const BLOCK: usize = 64;
 /// The same where tokens are sorted by rank and so few that a block of the usual size would see most of them.
 const SORTED_BLOCK: usize = 24;
+/// Most keys that are so few.
 const FEW_KEYS: usize = 256;
 /// Columns of a register tile; matrices in scratch are padded to a multiple of it.
 const WIDTH: usize = 16;

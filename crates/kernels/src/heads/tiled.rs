@@ -209,8 +209,14 @@ mod tests {
     #[test]
     fn every_path_is_near_f64_for_ragged_sizes_and_several_blocks() {
         // The last two take more than one block of queries.
-        for case in [(2, 3, 5, 2, 4), (1, 33, 65, 1, 16), (2, 70, 31, 3, 40), (1, 150, 1100, 1, 8), (1, 700, 40, 1, 20)]
-        {
+        for case in [
+            (2, 3, 5, 2, 4),
+            (1, 33, 65, 1, 16),
+            (2, 70, 31, 3, 40),
+            (1, 33, 256, 1, 16),
+            (1, 150, 1100, 1, 8),
+            (1, 700, 40, 1, 20),
+        ] {
             for visibility in visibilities(case) {
                 let exact = exact(case, &visibility);
                 for path in Path::available() {

@@ -303,7 +303,6 @@ pub(super) fn rows<L: Lanes, const P: usize, const G: usize>(
                     squares[part][pair] = lanes.zipped(first[part], second[part]);
                 }
             }
-            let some = PAIRS.min(rows.end - top);
             for part in 0..P {
                 let place = part * count + line;
                 if G == PAIRS {
@@ -314,7 +313,7 @@ pub(super) fn rows<L: Lanes, const P: usize, const G: usize>(
                 }
                 let mut turned = [Line::ZERO; PAIRS];
                 lanes.transpose(&squares[part], &mut turned);
-                for row in 0..some {
+                for row in 0..PAIRS.min(rows.end - top) {
                     let at = top - rows.start + row;
                     to[(at / G * P * count + place) * G + at % G] = turned[row];
                 }
