@@ -2,8 +2,8 @@
 //! backward.
 //!
 //! A [`Precision`] holds on one thread as long as its [`PrecisionScope`] lives. A weight of a block that was read more than once
-//! in the last step is rounded and packed once in this one, for every product that reads it; another is packed for its
-//! product alone, so that a model whose weights are read once holds no second copy of them.
+//! in the last step is rounded and packed once in this one, for every product that reads it, and dropped with the last of as
+//! many reads; another is packed for its product alone, so that a model whose weights are read once holds no second copy.
 //!
 //! Not here: the products themselves ([`crate::tiles`], and `gemm` for native f32); softmax, norms, losses and the
 //! optimizer, which are f32 in every precision.
@@ -122,10 +122,11 @@ struct Reads {
 }
 
 impl Reads {
-    /// Counts one; whether there will be more.
+    /// Counts one; whether there will be more in this step, if it is like the last.
     fn count(&mut self, key: Key) -> bool {
-        *self.now.entry(key).or_default() += 1;
-        self.last.get(&key).is_some_and(|count| *count > 1)
+        let now = self.now.entry(key).or_default();
+        *now += 1;
+        self.last.get(&key).is_some_and(|last| last > now)
     }
 
     fn next_step(&mut self) {
@@ -241,13 +242,14 @@ pub(crate) fn tiles_for<T: Real>() -> Option<Tiles> {
 fn packed(tiles: Tiles, b: crate::tiles::Matrix<'_>, weight: &Tensor) -> Option<Arc<PackedB>> {
     let key = (b.start(), b.shape(), b.has_rows());
     let more = READS.with_borrow_mut(|reads| reads.count(key));
-    let held = ACTIVE.with_borrow(|active| active.as_ref()?.packed.get(&key).map(|held| held.packed.clone()));
-    held.or_else(|| {
-        let packed = more.then(|| Arc::new(tiles.pack(b)))?;
-        let held = Packed { _weight: weight.clone(), packed: packed.clone() };
-        ACTIVE.with_borrow_mut(|active| active.as_mut().map(|active| active.packed.insert(key, held)));
-        Some(packed)
-    })
+    let held = ACTIVE.with_borrow_mut(|active| active.as_mut()?.packed.remove(&key));
+    if !more {
+        return held.map(|held| held.packed);
+    }
+    let held = held.unwrap_or_else(|| Packed { _weight: weight.clone(), packed: Arc::new(tiles.pack(b)) });
+    let packed = held.packed.clone();
+    ACTIVE.with_borrow_mut(|active| active.as_mut().map(|active| active.packed.insert(key, held)));
+    Some(packed)
 }
 
 #[cfg(test)]
@@ -356,18 +358,23 @@ mod tests {
             block_inputs().iter().map(|x| Var::from_tensor(&x.to_dtype(DType::F32).unwrap()).unwrap()).collect();
         let tensors: Vec<Tensor> = inputs.iter().map(|var| var.as_tensor().clone()).collect();
         let held = || ACTIVE.with_borrow(|active| active.as_ref().map_or(0, |active| active.packed.len()));
-        let step = |teacher: bool| {
+        // What is held after each pass, forward and backward.
+        let step = |rounds: usize| {
             let _scope = portable(Split::One);
-            if teacher {
-                block(&tensors[0], None, &weights(&tensors).detach(), BlockOptions::new(2)).unwrap();
-            }
-            let loss = one_block(&tensors).and_then(|y| Ok(y.sum_all()?)).unwrap();
-            crate::backward(&loss).unwrap();
-            held()
+            let round = || {
+                let loss = one_block(&tensors).and_then(|y| Ok(y.sum_all()?)).unwrap();
+                let forward = held();
+                crate::backward(&loss).unwrap();
+                [forward, held()]
+            };
+            (0..rounds).map(|_| round()).collect::<Vec<_>>()
         };
-        assert_eq!((step(false), step(false)), (0, 0), "read once, in either direction");
-        assert_eq!((step(true), step(true)), (0, 6), "six maps are read by teacher and student, known after a step");
-        assert_eq!((step(false), step(false)), (6, 0), "and forgotten after one");
+        assert_eq!(step(1), [[0, 0]], "nothing is known");
+        assert_eq!(step(1), [[0, 0]], "six maps are read once, in either direction");
+        assert_eq!(step(2), [[0, 0]; 2]);
+        assert_eq!(step(2), [[6, 12], [6, 0]], "twice, and dropped with the last read");
+        assert_eq!(step(1), [[6, 12]]);
+        assert_eq!(step(1), [[0, 0]], "and forgotten after a step");
     }
 
     #[test]
@@ -380,17 +387,19 @@ mod tests {
             one_block(&tensors).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let _scope = portable(Split::One);
-        let kept = || {
-            // Twice, so that the next step keeps what it packs.
-            one_block(&tensors).unwrap();
-            one_block(&tensors).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        let read = |times: usize| {
+            let all: Vec<_> = (0..times).map(|_| one_block(&tensors).unwrap()).collect();
+            all[times - 1].flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
-        kept();
+        let holds = || ACTIVE.with_borrow(|active| active.as_ref().is_some_and(|active| !active.packed.is_empty()));
+        // Each step reads once less than the one before, so it keeps what it has packed.
+        read(3);
         super::forget();
-        let before = kept();
-        assert!(ACTIVE.with_borrow(|active| active.as_ref().is_some_and(|active| !active.packed.is_empty())));
+        let before = read(2);
+        assert!(holds());
         assign(&tensors[7], &f32(&sample(70, (40, 16)).unwrap())).unwrap();
-        let assigned = kept();
+        let assigned = read(1);
+        assert!(holds());
         assert!(assigned != before && assigned == fresh());
         let zeros = || Tensor::zeros((16, 40), DType::F32, &Device::Cpu).unwrap();
         let settings = AdamWStep {
@@ -404,7 +413,7 @@ mod tests {
             ema_momentum: None,
         };
         adamw_step(&tensors[8], &f32(&sample(71, (16, 40)).unwrap()), &zeros(), &zeros(), None, &settings).unwrap();
-        let stepped = kept();
+        let stepped = read(1);
         assert!(stepped != assigned && stepped == fresh());
     }
 
