@@ -167,8 +167,9 @@ impl CustomOp2 for Split {
         let (group, g) = (cpu::rows_of(self.dim), g.contiguous()?);
         by_dtype!("weight_norm", v.dtype(), T => {
             let (vs, ls, gs) = (Values::<T>::of(v)?, Values::<T>::of(lengths)?, Values::<T>::of(&g)?);
-            let (mut dv, mut dlengths) = (vec![T::default(); vs.len()], vec![T::default(); ls.len()]);
-            cpu::for_chunk_pairs((&mut dv, group * self.dim), (&mut dlengths, group), vs.len(), |i, dv, dlengths| {
+            let mut dlengths = vec![T::default(); ls.len()];
+            let (directions, beside) = ((vs.len(), group * self.dim), (&mut dlengths[..], group));
+            let dv = cpu::fill_chunks_beside(directions, beside, vs.len(), |i, dv: &mut [T], dlengths| {
                 let here = i * group * self.dim..i * group * self.dim + dv.len();
                 let (v, g) = (&vs[here.clone()], &gs[here]);
                 split_gradient(v, &ls[i * group..], g, self.dim, T::of(self.eps), dv, dlengths);
