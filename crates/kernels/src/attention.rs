@@ -178,7 +178,7 @@ pub(crate) fn forward_along<T: Real>(
     }
     let (mut out, mut log_sums) = (Vec::new(), Vec::new());
     let (out_rows, log_rows) = (SharedRows::spare(&mut out, out_len), SharedRows::spare(&mut log_sums, log_len));
-    let tiles = precision::tiles_for::<T>();
+    let tiles = precision::attention_tiles::<T>();
     let scratch = || Scratch::forward(sizes, tiles, sorts(sight, tiles));
     cpu::for_each_index(batch * heads, sizes.work(), scratch, |scratch, index| {
         let (seen, [by, keys_by]) = seen(sight, sizes, index, tiles.is_none());
@@ -241,7 +241,7 @@ pub(crate) fn backward_along<T: Real>(
     if inputs.iter().any(|input| input.is_empty()) {
         return;
     }
-    let tiles = precision::tiles_for::<T>();
+    let tiles = precision::attention_tiles::<T>();
     let scratch = || Scratch::backward(sizes, tiles, sorts(sight, tiles));
     cpu::for_each_index(batch * heads, 3 * sizes.work(), scratch, |scratch, index| {
         let (seen, [by, keys_by]) = seen(sight, sizes, index, tiles.is_none());

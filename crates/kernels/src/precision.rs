@@ -29,8 +29,8 @@ pub enum Precision {
     F32,
     /// Rounded to bf16, where the processor multiplies bf16 (AMX or AVX512-BF16); elsewhere as [`Precision::F32`].
     Bf16,
-    /// Each as the sum of two bf16, three products: near f32. Only where bf16 products are three times as fast as f32 (AMX);
-    /// elsewhere as [`Precision::F32`].
+    /// Each as the sum of two bf16, three products: near f32. Scores of attention and what they weigh are multiplied in f32. Only
+    /// where bf16 products are three times as fast as f32 (AMX); elsewhere as [`Precision::F32`].
     F32x3,
 }
 
@@ -233,9 +233,10 @@ fn tiles() -> Option<Tiles> {
     ACTIVE.with_borrow(|active| active.as_ref().map(|active| active.tiles))
 }
 
-/// What multiplies elements of this type on this thread; `None`: native code.
-pub(crate) fn tiles_for<T: Real>() -> Option<Tiles> {
-    tiles().filter(|_| T::DTYPE == DType::F32)
+/// What multiplies inside attention on this thread; `None`: native code, also where an f32 is more than one bf16. Heads are
+/// small: packing their operands in parts, for three products each, takes as long as products in f32 or longer.
+pub(crate) fn attention_tiles<T: Real>() -> Option<Tiles> {
+    tiles().filter(|tiles| T::DTYPE == DType::F32 && tiles.split() == Split::One)
 }
 
 /// `b`, whose elements are those of `weight`, packed now or before; `None` where packing it for one product is enough.

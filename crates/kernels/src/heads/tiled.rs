@@ -1,5 +1,4 @@
-//! One head whose products go through tiles: operands rounded to bf16 or cut into parts of it, sums, softmax and slopes
-//! in f32.
+//! One head whose products go through tiles: operands rounded to bf16; sums, softmax and slopes in f32.
 //!
 //! Blocks of queries are larger than those of native products, since a tile wants long sums: they depend on the sizes
 //! alone.
@@ -220,15 +219,25 @@ mod tests {
             for visibility in visibilities(case) {
                 let exact = exact(case, &visibility);
                 for path in Path::available() {
-                    for (split, tolerance) in [(Split::One, 2e-2), (Split::Two, 5e-5)] {
-                        let tiles = Tiles::new(path, split).unwrap();
-                        for (i, (got, exact)) in run(case, &visibility, Some(tiles)).iter().zip(&exact).enumerate() {
-                            let apart = apart(got, exact);
-                            assert!(apart < tolerance, "{case:?} {path:?} {split:?} tensor {i}: {apart}");
-                            assert!(apart > 1e-9, "{case:?} {path:?} {split:?} tensor {i}: native products");
-                        }
+                    let tiles = Tiles::new(path, Split::One).unwrap();
+                    for (i, (got, exact)) in run(case, &visibility, Some(tiles)).iter().zip(&exact).enumerate() {
+                        let apart = apart(got, exact);
+                        assert!(apart < 2e-2, "{case:?} {path:?} tensor {i}: {apart}");
+                        assert!(apart > 1e-6, "{case:?} {path:?} tensor {i}: native products");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn in_parts_heads_are_native() {
+        let (case, bits) = ((2, 70, 31, 3, 40), |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        for visibility in visibilities(case) {
+            let native = run(case, &visibility, None);
+            for split in [Split::Two, Split::Three] {
+                let parts = run(case, &visibility, Some(Tiles::new(Path::best(), split).unwrap()));
+                assert!(parts.iter().zip(&native).all(|(a, b)| bits(a) == bits(b)), "{split:?}, {visibility:?}");
             }
         }
     }
@@ -245,10 +254,8 @@ mod tests {
     #[test]
     fn threads_do_not_change_a_bit() {
         let case = (5, 70, 33, 3, 24);
-        for split in [Split::One, Split::Two] {
-            let tiles = Tiles::new(Path::best(), split).unwrap();
-            same_for_any_threads(|| Ok(run(case, &Visibility::All, Some(tiles)))).unwrap();
-        }
+        let tiles = Tiles::new(Path::best(), Split::One).unwrap();
+        same_for_any_threads(|| Ok(run(case, &Visibility::All, Some(tiles)))).unwrap();
     }
 
     #[test]
