@@ -360,15 +360,20 @@ mod tests {
         let tensors: Vec<Tensor> = inputs.iter().map(|var| var.as_tensor().clone()).collect();
         let held = || ACTIVE.with_borrow(|active| active.as_ref().map_or(0, |active| active.packed.len()));
         // What is held after each pass, forward and backward.
+        let round = || {
+            let loss = one_block(&tensors).and_then(|y| Ok(y.sum_all()?)).unwrap();
+            let forward = held();
+            crate::backward(&loss).unwrap();
+            [forward, held()]
+        };
         let step = |rounds: usize| {
             let _scope = portable(Split::One);
-            let round = || {
-                let loss = one_block(&tensors).and_then(|y| Ok(y.sum_all()?)).unwrap();
-                let forward = held();
-                crate::backward(&loss).unwrap();
-                [forward, held()]
-            };
             (0..rounds).map(|_| round()).collect::<Vec<_>>()
+        };
+        let beside_teacher = || {
+            let _scope = portable(Split::One);
+            block(&tensors[0], None, &weights(&tensors).detach(), BlockOptions::new(2)).unwrap();
+            (held(), round())
         };
         assert_eq!(step(1), [[0, 0]], "nothing is known");
         assert_eq!(step(1), [[0, 0]], "six maps are read once, in either direction");
@@ -376,6 +381,8 @@ mod tests {
         assert_eq!(step(2), [[6, 12], [6, 0]], "twice, and dropped with the last read");
         assert_eq!(step(1), [[6, 12]]);
         assert_eq!(step(1), [[0, 0]], "and forgotten after a step");
+        assert_eq!(beside_teacher(), (0, [0, 0]));
+        assert_eq!(beside_teacher(), (6, [0, 0]), "a teacher of the same weights packs them for the student");
     }
 
     #[test]
