@@ -1,5 +1,5 @@
 //! In which arithmetic the operators multiply f32 matrices: linear maps, attention and those of a block, forward and
-//! backward.
+//! backward. Inside attention an f32 is one bf16 or itself, never a sum of several.
 //!
 //! A [`Precision`] holds on one thread as long as its [`PrecisionScope`] lives. A weight of a block that was read more than once
 //! in the last step is rounded and packed once in this one, for every product that reads it, and dropped with the last of as
@@ -159,7 +159,8 @@ pub struct PrecisionScope {
 }
 
 impl PrecisionScope {
-    /// Products by these instructions, whatever the processor does best: for tests. [`Precision::current`] stays.
+    /// Products by these instructions, whatever the processor does best: for tests. [`Precision::current`] stays. Attention
+    /// uses them where an f32 is one bf16, and multiplies f32 elsewhere.
     pub fn of(tiles: Option<Tiles>) -> Self {
         Self::enter(Precision::current(), tiles)
     }
